@@ -1,0 +1,97 @@
+"""The `slotstore` command. Other packages' commands are loaded by name when they are called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+
+from featurestore.errors import SlotstoreError, did_you_mean
+
+COMMANDS = {
+    "run": ("featurestore.run_command:command", "Ingest, split, train and show the result, in one go."),
+    "download": ("pipelines.download:command", "Fetch a MovieLens data set."),
+    "generate": ("pipelines.synthetic:command", "Make MovieLens-shaped files of any size."),
+    "ingest": ("pipelines.ingest_command:command", "Turn raw files into a snapshot of slots."),
+    "query": ("featurestore.query_command:query", "Ask a snapshot in SQL."),
+    "features": ("featurestore.query_command:features", "Show the features of a snapshot."),
+    "splits": ("featurestore.query_command:splits", "Show the splits of a snapshot."),
+    "snapshots": ("featurestore.query_command:snapshots", "List, show and verify snapshots."),
+    "train": ("training.train:command", "Train a model on a snapshot."),
+    "predict": ("training.predictor:command", "Predict from raw feature values."),
+}
+EXTRAS = {"apache_beam": "ingest", "mlflow": "track", "matplotlib": "track"}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports one when it is called: `query` loads neither Beam nor torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a first session."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command where one is unknown."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slotstore")
+def cli() -> None:
+    """Feature store for unified embeddings: slots computed once, then served to training and SQL.
+
+    Start with `slotstore run`, which does everything once on made-up data.
+    """
+
+
+def run_command(command: click.Command, args: Sequence[str] | None = None) -> None:
+    """Run a command as a program: a user's mistake becomes a message and an exit status, not a traceback."""
+    try:
+        command.main(args=None if args is None else list(args), standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        _fail("aborted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SlotstoreError as error:
+        _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        _fail(f"{error.name} is not installed: pip install 'slotstore[{EXTRAS[error.name]}]'", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(message)}", highlight=False)
+    sys.exit(status)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def main() -> None:
+    """Entry point of `slotstore`."""
+    run_command(cli)

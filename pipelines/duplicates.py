@@ -1,0 +1,87 @@
+"""Ratings of one movie by one user that arrive more than once.
+
+Every shard leaves the sorted 64-bit keys of its rows. They are merged one slice of the key space at
+a time, so memory does not grow with the rows; only where two are equal is the text itself compared.
+The rating with the latest event time is kept, at equal times the last in the source.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurestore.database import duplicate_rows
+from featurestore.digest import column_words
+from pipelines.counters import StepCounters
+from pipelines.movielens import KEYS
+from pipelines.read import Records, reject_rows
+
+SLICE_ROWS = 16_000_000
+
+Rows = dict[int, list[int]]
+"""Row numbers by the index of their shard."""
+
+
+def row_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit key of each row's user and movie: (n,)."""
+    user, movie = (column_words(table.column(key), key) for key in KEYS)
+    return user + movie
+
+
+def repeated_keys(files: Sequence[Path], rows: int) -> bool:
+    """Whether any key occurs twice in the sorted key files, which hold ``rows`` in all."""
+    slices = -(-rows // SLICE_ROWS)
+    edges = [np.uint64((1 << 64) * number // slices) for number in range(1, slices)]
+    keys = [np.load(file, mmap_mode="r") for file in files]
+    cuts = [[0, *np.searchsorted(part, edges).tolist(), len(part)] for part in keys]
+    for number in range(slices):
+        merged = np.concatenate([part[cut[number] : cut[number + 1]] for part, cut in zip(keys, cuts, strict=True)])
+        merged.sort()
+        if (merged[1:] == merged[:-1]).any():
+            return True
+    return False
+
+
+def find_duplicates(shards: Sequence[Path], keys: Sequence[Path], rows: int) -> Rows:
+    """Return which rows of which shards are superseded by another rating of the same user and movie."""
+    found: Rows = {}
+    if repeated_keys(keys, rows):
+        for shard, row in duplicate_rows(shards, KEYS, "timestamp"):
+            found.setdefault(shard, []).append(row)
+    return found
+
+
+def drop_rows(records: Records, rows: Sequence[int]) -> Records:
+    """Reject the given rows of a batch as superseded."""
+    bad = np.zeros(records.table.num_rows, np.bool_)
+    bad[list(rows)] = True
+    taken = records.table.select(list(KEYS)).filter(pa.array(bad)).to_pylist()
+    reasons = [
+        f"user_id {row['user_id']!r} rated movie_id {row['movie_id']!r} more than once; the latest is kept"
+        for row in taken
+    ]
+    return reject_rows(records, bad, "movie_id", reasons)
+
+
+@dataclass
+class DropDuplicates(beam.PTransform):
+    """`Records` -> `Records` without the rows that an earlier pass found superseded."""
+
+    rows: Rows
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        """Drop rows from the batches that have some."""
+        return records | "Drop" >> beam.ParDo(_DropDuplicates(), rows=self.rows)
+
+
+class _DropDuplicates(beam.DoFn):
+    def process(self, records: Records, rows: Rows) -> Iterator[Records]:
+        with StepCounters("duplicates") as count:
+            superseded = rows.get(records.place.index, [])
+            kept = drop_rows(records, superseded) if superseded else records
+            count(rows=kept.table.num_rows, rejected=len(superseded))
+        yield kept

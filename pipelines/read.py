@@ -1,0 +1,244 @@
+"""Files to byte ranges to Arrow batches of ratings, and the records that could not be read.
+
+A range owns the lines that start in it. Its bytes are parsed by Arrow in blocks; a block that Arrow
+refuses, or that holds anything but plain digits and separators, is read again line by line, so that
+one bad line costs a block and the two paths agree on every line.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from featurestore.encode import TEXT
+from featurestore.snapshot import REJECTS_SCHEMA
+from pipelines.counters import StepCounters
+from pipelines.movielens import (
+    FIRST_TIMESTAMP,
+    LAST_TIMESTAMP,
+    RATING_COLUMNS,
+    BadRecord,
+    SourceFormat,
+    parse_rating,
+    rating_of,
+)
+
+BLOCK_BYTES = 1 << 20
+RATINGS_SCHEMA = pa.schema(
+    [("user_id", TEXT), ("movie_id", TEXT), ("rating", pa.float32()), ("timestamp", pa.int64())]
+)
+# Arrow's parser strips white space around a number and the slow path does not: such a block is not plain.
+_ODD_BYTES = tuple(bytes([byte]) for byte in b" \r\x0b\x0c\x00")
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """The lines of ``file`` that start at ``start`` or later and before ``end``; the index-th of count."""
+
+    file: Path
+    start: int
+    end: int
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Records:
+    """Ratings read from one range, with what has been rejected from it so far.
+
+    table: one row a good record, in the order of the file. rejects: as `REJECTS_SCHEMA`.
+    """
+
+    table: pa.Table
+    rejects: pa.Table
+    place: ByteRange
+
+
+def plan_ranges(file: Path, size: int, target: int) -> list[ByteRange]:
+    """Divide a file into ranges of about ``target`` bytes; depends on nothing but the two sizes."""
+    count = max(1, -(-size // target))
+    edges = [size * index // count for index in range(count + 1)]
+    return [ByteRange(file, start, end, index, count) for index, (start, end) in enumerate(zip(edges, edges[1:], strict=False))]
+
+
+def read_bytes(place: ByteRange) -> tuple[bytes, int]:
+    """Return the range's whole lines and the offset at which they begin."""
+    with place.file.open("rb") as file:
+        begin = _line_start(file, place.start)
+        end = _line_start(file, place.end)
+        file.seek(begin)
+        return file.read(max(0, end - begin)), begin
+
+
+def _line_start(file, offset: int) -> int:  # type: ignore[no-untyped-def]
+    """Return where the first line that starts at ``offset`` or later begins."""
+    if offset == 0:
+        return 0
+    file.seek(offset - 1)
+    file.readline()
+    return int(file.tell())
+
+
+def read_ratings(place: ByteRange, source: SourceFormat) -> Records:
+    """Read the ratings of one range: shapes as `RATINGS_SCHEMA`, rows in the order of the file."""
+    data, offset = read_bytes(place)
+    tables, rejects = [], []
+    for block in _blocks(data):
+        table = _parse_block(block, source.separator)
+        if table is None:
+            table, rejected = _parse_lines(block, offset, place.file.name, source.separator)
+            rejects.extend(rejected)
+        tables.append(table)
+        offset += len(block)
+    table = pa.concat_tables(tables) if tables else RATINGS_SCHEMA.empty_table()
+    return Records(table.unify_dictionaries().combine_chunks(), rejects_table(rejects), place)
+
+
+def _blocks(data: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", min(start + BLOCK_BYTES, len(data) - 1))
+        end = len(data) if end < 0 else end + 1
+        yield data[start:end]
+        start = end
+
+
+def _parse_block(block: bytes, separator: str) -> pa.Table | None:
+    """Parse a block of plain, well-formed lines; None if it is not one, and must be read line by line."""
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    if not _is_plain(block, separator, lines):
+        return None
+    try:
+        table = _read_csv(block, separator)
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != lines or not _is_valid(table):
+        return None
+    ratings = table.column("rating").combine_chunks()
+    stars = pa.array([rating_of(text) for text in ratings.dictionary.to_pylist()], pa.float32())
+    return table.set_column(2, "rating", stars.take(ratings.indices))
+
+
+def _is_plain(block: bytes, separator: str, lines: int) -> bool:
+    """Whether no byte is above ':' or odd, and doubled separators stand where they should."""
+    if np.frombuffer(block, np.uint8).max() > ord(":") or any(byte in block for byte in _ODD_BYTES):
+        return False
+    return len(separator) == 1 or block.count(separator.encode()) == lines * (len(RATING_COLUMNS) - 1)
+
+
+def _read_csv(block: bytes, separator: str) -> pa.Table:
+    """Parse with a one-byte delimiter: ``1::2`` is then 1, an empty column and 2."""
+    names: list[str] = []
+    for column in RATING_COLUMNS:
+        names += [column, *(f"{column}{gap}" for gap in range(1, len(separator)))]
+    names = names[: len(names) - len(separator) + 1]
+    types = {"user_id": TEXT, "movie_id": TEXT, "rating": TEXT, "timestamp": pa.int64()}
+    return pa.csv.read_csv(
+        pa.BufferReader(block),
+        read_options=pa.csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1),
+        parse_options=pa.csv.ParseOptions(delimiter=separator[0], quote_char=False, escape_char=False),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=types,
+            include_columns=list(RATING_COLUMNS),
+            check_utf8=False,  # no byte is above ':'
+            null_values=[],
+            strings_can_be_null=False,
+        ),
+    )
+
+
+def _is_valid(table: pa.Table) -> bool:
+    """Whether ids are digits, ratings ratings and timestamps times: checked on distinct values where it can be."""
+    ids = all(pc.all(pc.ascii_is_decimal(_dictionary(table, key))).as_py() for key in ("user_id", "movie_id"))
+    times = pc.min_max(table.column("timestamp")).as_py()
+    if not ids or times["min"] < FIRST_TIMESTAMP or times["max"] > LAST_TIMESTAMP:
+        return False
+    try:
+        return all(rating_of(text) for text in _dictionary(table, "rating").to_pylist())
+    except BadRecord:
+        return False
+
+
+def _dictionary(table: pa.Table, column: str) -> pa.Array:
+    return table.column(column).chunk(0).dictionary
+
+
+def _parse_lines(block: bytes, offset: int, file: str, separator: str) -> tuple[pa.Table, list[dict[str, object]]]:
+    """Read a block line by line: the reference for `_parse_block`, and the source of rejects."""
+    rows, rejects = [], []
+    for line_offset, raw in _lines(block, offset):
+        line = raw.decode("utf-8", errors="backslashreplace")
+        try:
+            rows.append(parse_rating(line, separator))
+        except BadRecord as error:
+            rejects.append(reject(file, line_offset, error.column, line, error.reason))
+    columns = list(zip(*rows, strict=True)) or [()] * len(RATING_COLUMNS)
+    arrays = [pa.array(values, kind.value_type if kind == TEXT else kind) for values, kind in zip(columns, RATINGS_SCHEMA.types, strict=True)]
+    encoded = [array.dictionary_encode() if kind == TEXT else array for array, kind in zip(arrays, RATINGS_SCHEMA.types, strict=True)]
+    return pa.table(encoded, schema=RATINGS_SCHEMA), rejects
+
+
+def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset and the bytes of each line that is not empty, without its end."""
+    for match in re.finditer(rb"[^\n]+", block):
+        line = match.group().removesuffix(b"\r")
+        if line:
+            yield offset + match.start(), line
+
+
+def reject(file: str, offset: int, column: str, raw: str, reason: str) -> dict[str, object]:
+    """Return one row of a rejects table."""
+    return {"file": file, "offset": offset, "column": column, "raw": raw, "reason": reason}
+
+
+def rejects_table(rows: Sequence[dict[str, object]]) -> pa.Table:
+    """Return rejects as a table of `REJECTS_SCHEMA`."""
+    return pa.Table.from_pylist(list(rows), schema=REJECTS_SCHEMA)
+
+
+def reject_rows(records: Records, bad: npt.NDArray[np.bool_], column: str, reasons: Sequence[str]) -> Records:
+    """Move the rows marked in ``bad`` (n,) from the table to the rejects, one reason for each.
+
+    Where a row came from is not carried along: the range is read again, for the few that need it.
+    """
+    if not bad.any():
+        return records
+    data, offset = read_bytes(records.place)
+    earlier = set(records.rejects.column("offset").to_pylist())
+    lines = [(at, raw) for at, raw in _lines(data, offset) if at not in earlier]
+    rows = [
+        reject(records.place.file.name, lines[row][0], column, lines[row][1].decode("utf-8", "backslashreplace"), reason)
+        for row, reason in zip(np.flatnonzero(bad).tolist(), reasons, strict=True)
+    ]
+    rejects = pa.concat_tables([records.rejects, rejects_table(rows)]).sort_by("offset")
+    return Records(records.table.filter(pa.array(~bad)), rejects, records.place)
+
+
+@dataclass
+class ReadRatings(beam.PTransform):
+    """Byte ranges -> `Records`."""
+
+    source: SourceFormat
+
+    def expand(self, ranges: beam.PCollection) -> beam.PCollection:
+        """Spread the ranges over the workers and read each."""
+        return (
+            ranges
+            | "Spread" >> beam.Reshuffle()
+            | "Parse" >> beam.ParDo(_ReadRatings(), source=self.source)
+        )
+
+
+class _ReadRatings(beam.DoFn):
+    def process(self, place: ByteRange, source: SourceFormat) -> Iterator[Records]:
+        with StepCounters("read") as count:
+            records = read_ratings(place, source)
+            count(rows=records.table.num_rows, rejected=records.rejects.num_rows, nbytes=place.end - place.start)
+        yield records

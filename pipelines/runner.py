@@ -1,0 +1,61 @@
+"""Beam flags: which are known, and which runner they mean."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineRunner
+
+from featurestore.errors import SpecError, did_you_mean
+
+LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
+
+
+def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
+    """Parse Beam flags; SpecError names every one that Beam does not know, instead of ignoring it."""
+    parser = _known_flags()
+    _, unknown = parser.parse_known_args(list(flags))
+    known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001 - no public list
+    problems = [
+        f"unknown flag {flag}{did_you_mean(flag.split('=')[0], known) if flag.startswith('-') else ''}"
+        for flag in unknown
+    ]
+    if problems:
+        raise SpecError("command line", [problem[:200] for problem in problems])
+    return PipelineOptions(list(flags))
+
+
+def _known_flags() -> argparse.ArgumentParser:
+    parser = _Parser(prog="slotstore ingest", allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)  # noqa: SLF001 - how Beam itself collects its flags
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Accepts Beam's value-provider arguments, and raises instead of exiting."""
+
+    def add_value_provider_argument(self, *names: str, **options: object) -> None:
+        """Add an argument whose value Beam may fill in at run time."""
+        self.add_argument(*names, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise SpecError("command line", [message])
+
+
+def choose_runner(options: PipelineOptions) -> PipelineRunner | None:
+    """Return the runner to use, None for the one the flags name.
+
+    On one machine this is Beam's own portable runner with a thread for each core: Arrow, which does
+    the work, releases the interpreter's lock. Beam's switching DirectRunner would first look for a
+    Prism binary on the network.
+    """
+    if options.view_as(StandardOptions).runner not in LOCAL_RUNNERS:
+        return None
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode == "in_memory" and direct.direct_num_workers == 1:
+        direct.direct_running_mode = "multi_threading"
+        direct.direct_num_workers = os.cpu_count() or 1
+    return FnApiRunner()

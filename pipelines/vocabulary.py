@@ -1,0 +1,99 @@
+"""The vocabulary: each feature's distinct values with their counts and hashes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from featurestore.encode import as_text
+from featurestore.hashing import hash_values
+from featurestore.snapshot import VOCABULARY_SCHEMA, Shard
+from featurestore.spec import Feature, FeatureSpec
+from pipelines.read import Records
+from pipelines.shards import shard_name, write_parquet, write_report
+
+COMPACT_AT = 16
+"""How many partial counts are kept before they are added up."""
+
+
+def count_values(column: pa.ChunkedArray) -> pa.Table:
+    """Return the distinct values of a column and how often each occurs: value (string), count (int64)."""
+    text = as_text(column)
+    counts = np.bincount(text.indices.to_numpy(), minlength=len(text.dictionary))
+    used = np.flatnonzero(counts)
+    return pa.table({"value": text.dictionary.take(pa.array(used)), "count": pa.array(counts[used], pa.int64())})
+
+
+def add_counts(tables: Iterable[pa.Table]) -> pa.Table:
+    """Add partial counts of the same feature."""
+    summed = pa.concat_tables(tables).group_by("value").aggregate([("count", "sum")])
+    return summed.rename_columns({"count_sum": "count"})
+
+
+def vocabulary_table(counts: pa.Table, feature: Feature) -> pa.Table:
+    """Return the feature's vocabulary, most frequent value first: rows as `VOCABULARY_SCHEMA`."""
+    ordered = counts.sort_by([("count", "descending"), ("value", "ascending")])
+    values = ordered.column("value").combine_chunks()
+    hashes = hash_values(values, feature.seeds)  # (k, n)
+    offsets = np.arange(0, hashes.size + 1, len(feature.seeds), dtype=np.int32)
+    flat = pa.array(np.ascontiguousarray(hashes.T).reshape(-1))
+    columns = [
+        pa.array([feature.name] * len(values), pa.string()),
+        values,
+        ordered.column("count"),
+        pa.ListArray.from_arrays(pa.array(offsets), flat),
+    ]
+    return pa.table(columns, schema=VOCABULARY_SCHEMA)
+
+
+class _AddCounts(beam.CombineFn):
+    """Adds partial counts; keeps a few side by side, since adding them up costs more than holding them."""
+
+    def create_accumulator(self) -> list[pa.Table]:
+        return []
+
+    def add_input(self, accumulator: list[pa.Table], counts: pa.Table) -> list[pa.Table]:
+        accumulator.append(counts)
+        return [add_counts(accumulator)] if len(accumulator) >= COMPACT_AT else accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[list[pa.Table]]) -> list[pa.Table]:
+        merged = [table for accumulator in accumulators for table in accumulator]
+        return [add_counts(merged)] if merged else []
+
+    def extract_output(self, accumulator: list[pa.Table]) -> pa.Table:
+        return add_counts(accumulator)
+
+
+@dataclass
+class BuildVocabulary(beam.PTransform):
+    """`Records` -> one vocabulary shard a feature, each with a report."""
+
+    spec: FeatureSpec
+    folder: Path
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        """Count in each batch, add up by feature, hash and write."""
+        return (
+            records
+            | "Count" >> beam.FlatMap(_count_features, spec=self.spec)
+            | "Add" >> beam.CombinePerKey(_AddCounts())
+            | "Write" >> beam.Map(_write_vocabulary, spec=self.spec, folder=self.folder)
+        )
+
+
+def _count_features(records: Records, spec: FeatureSpec) -> Iterator[tuple[str, pa.Table]]:
+    for feature in spec.features:
+        yield feature.name, count_values(records.table.column(feature.column))
+
+
+def _write_vocabulary(counted: tuple[str, pa.Table], spec: FeatureSpec, folder: Path) -> Shard:
+    name, counts = counted
+    names = [feature.name for feature in spec.features]
+    index = names.index(name)
+    table = vocabulary_table(counts, spec.features[index])
+    shard = write_parquet(table, folder, shard_name("vocabulary", index, len(names)))
+    write_report(folder, f"vocabulary-{index:05d}", shard)
+    return shard
