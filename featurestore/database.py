@@ -1,6 +1,7 @@
 """DuckDB: connections, the views over a snapshot, the catalog. The only file that imports duckdb."""
 
 import contextlib
+import itertools
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from featurestore.spec import SPLITS, FeatureSpec, SplitRule
 from featurestore.splits import Splits, bucket_boundaries, clause
 
 _XXH32 = (Path(__file__).parent / "xxh32.sql").read_text(encoding="utf-8")
-_FANOUT = 4096
+_BINS = 65_536
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 
@@ -117,7 +118,7 @@ def _lookup_statements(spec: FeatureSpec) -> list[str]:
     )
     slots = spec.table.num_slots
     return [
-        f'CREATE OR REPLACE VIEW lookups AS SELECT * FROM (VALUES {rows}) AS t(feature, "column", lookup, seed, slot_column)',
+        f'CREATE OR REPLACE VIEW lookups AS SELECT * FROM (VALUES {rows}) AS t(feature, source_column, lookup, seed, slot_column)',
         "CREATE OR REPLACE VIEW slots AS SELECT feature, value, lookup, seed, hashes[lookup + 1] AS hash, "
         f"(hashes[lookup + 1] % {slots})::INTEGER AS slot, count FROM vocabulary JOIN lookups USING (feature)",
         "CREATE OR REPLACE MACRO seed_of(f, l) AS coalesce((SELECT any_value(seed) FROM lookups WHERE feature = f AND lookup = l), "
@@ -147,34 +148,30 @@ def resolve_splits(files: Sequence[Path], rule: SplitRule) -> Splits:
             boundaries = rule.boundaries or _time_boundaries(database, rule.fractions)
         else:
             boundaries = bucket_boundaries(rule) if rule.kind == "random" else ()
-        rows = {
-            split: database.execute(
-                f"SELECT count(*) FROM (SELECT 1 FROM examples {clause(rule, boundaries, split)})"
-            )[0][0]
-            for split in SPLITS
-        }
-    return Splits(rule, boundaries, rows)
+        clauses = [clause(rule, boundaries, split) for split in SPLITS]
+        if rule.kind == "leave_last":
+            counts = [database.execute(f"SELECT count(*) FROM (FROM examples {text})")[0][0] for text in clauses]
+        else:
+            counted = ", ".join(f"count(*) FILTER ({text})" for text in clauses)
+            counts = list(database.execute(f"SELECT {counted} FROM examples")[0])
+    return Splits(rule, boundaries, dict(zip(SPLITS, counts, strict=True)))
 
 
 def _time_boundaries(database: Database, fractions: Sequence[float]) -> tuple[int, ...]:
     """Return the times before which each leading fraction of the examples lies."""
     rows, low, high = database.execute("SELECT count(*), min(timestamp), max(timestamp) FROM examples")[0]
-    cuts, before = [], 0.0
-    for part in fractions[:-1]:
-        before += part
-        rank = round(rows * before)
-        cuts.append(_timestamp_at(database, rank, low, high) if rank < rows else high + 1)
-    return tuple(cuts)
+    ranks = [round(rows * part) for part in itertools.accumulate(fractions[:-1])]
+    return tuple(_timestamp_at(database, rank, low, high) if rank < rows else high + 1 for rank in ranks)
 
 
 def _timestamp_at(database: Database, rank: int, low: int, high: int) -> int:
     """Return the event time of the example with ``rank`` others before it, in bounded memory.
 
-    A histogram of at most 4,096 bins narrows the range to one bin, and so on down to one second:
-    three scans of one column for any real range, where a sort would have to hold all of it.
+    A histogram of at most 65,536 bins narrows the range to one bin, and again, down to one second:
+    two scans of one column for any real range, where a sort would have to hold all of it.
     """
     while low < high:
-        width = -(-(high - low + 1) // _FANOUT)
+        width = -(-(high - low + 1) // _BINS)
         bins = database.execute(
             "SELECT (timestamp - $low) // $width AS bin, count(*) FROM examples "
             "WHERE timestamp BETWEEN $low AND $high GROUP BY bin ORDER BY bin",

@@ -49,8 +49,8 @@ VOCABULARY_SCHEMA = pa.schema(
 REJECTS_SCHEMA = pa.schema(
     [
         ("file", pa.string()),
-        ("offset", pa.int64()),
-        ("column", pa.string()),
+        ("byte_offset", pa.int64()),
+        ("source_column", pa.string()),
         ("raw", pa.string()),
         ("reason", pa.string()),
     ]

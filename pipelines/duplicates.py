@@ -5,7 +5,9 @@ a time, so memory does not grow with the rows; only where two are equal is the t
 The rating with the latest event time is kept, at equal times the last in the source.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.database import duplicate_rows
-from featurestore.digest import column_words
+from featurestore.digest import row_words
 from pipelines.counters import StepCounters
 from pipelines.movielens import KEYS
 from pipelines.read import Records, reject_rows
 
+KEYS_FOLDER = "keys"
 SLICE_ROWS = 16_000_000
 
 Rows = dict[int, list[int]]
@@ -28,28 +31,42 @@ Rows = dict[int, list[int]]
 
 def row_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
     """Return a 64-bit key of each row's user and movie: (n,)."""
-    user, movie = (column_words(table.column(key), key) for key in KEYS)
-    return user + movie
+    return row_words(table.select(list(KEYS)))
+
+
+def write_keys(folder: Path, index: int, table: pa.Table) -> None:
+    """Write a shard's row keys, sorted, as plain 64-bit words."""
+    path = folder / KEYS_FOLDER / f"{index:05d}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(np.sort(row_keys(table)).tobytes())
+
+
+def _read_keys(file: Path) -> npt.NDArray[np.uint64]:
+    """Map a shard's keys into memory; a file without any cannot be mapped."""
+    return np.memmap(file, np.uint64, "r") if file.stat().st_size else np.empty(0, np.uint64)
 
 
 def repeated_keys(files: Sequence[Path], rows: int) -> bool:
     """Whether any key occurs twice in the sorted key files, which hold ``rows`` in all."""
-    slices = -(-rows // SLICE_ROWS)
+    workers = os.cpu_count() or 1
+    slices = max(workers, -(-rows // SLICE_ROWS))
     edges = [np.uint64((1 << 64) * number // slices) for number in range(1, slices)]
-    keys = [np.load(file, mmap_mode="r") for file in files]
+    keys = [_read_keys(file) for file in files]
     cuts = [[0, *np.searchsorted(part, edges).tolist(), len(part)] for part in keys]
-    for number in range(slices):
-        merged = np.concatenate([part[cut[number] : cut[number + 1]] for part, cut in zip(keys, cuts, strict=True)])
-        merged.sort()
-        if (merged[1:] == merged[:-1]).any():
-            return True
-    return False
+
+    def repeats(number: int) -> bool:
+        parts = [part[cut[number] : cut[number + 1]] for part, cut in zip(keys, cuts, strict=True)]
+        merged = np.sort(np.concatenate(parts), kind="stable")  # merges the sorted runs
+        return bool((merged[1:] == merged[:-1]).any())
+
+    with ThreadPoolExecutor(workers) as pool:
+        return any(pool.map(repeats, range(slices)))
 
 
-def find_duplicates(shards: Sequence[Path], keys: Sequence[Path], rows: int) -> Rows:
+def find_duplicates(folder: Path, shards: Sequence[Path], rows: int) -> Rows:
     """Return which rows of which shards are superseded by another rating of the same user and movie."""
     found: Rows = {}
-    if repeated_keys(keys, rows):
+    if repeated_keys(sorted((folder / KEYS_FOLDER).iterdir()), rows):
         for shard, row in duplicate_rows(shards, KEYS, "timestamp"):
             found.setdefault(shard, []).append(row)
     return found

@@ -110,7 +110,10 @@ def build(pipeline: beam.Pipeline, config: IngestConfig, folder: Path, supersede
 
 
 def ingest(
-    config: IngestConfig, store: Path, options: PipelineOptions, progress: Progress = lambda folder, shards: None
+    config: IngestConfig,
+    store: Path,
+    options: PipelineOptions,
+    progress: Progress | None = None,
 ) -> IngestResult:
     """Run the pipeline and publish what it made; on any error the store stays as it was.
 
@@ -121,7 +124,8 @@ def ingest(
     """
     started = time.perf_counter()
     with staging(store) as stage:
-        progress(stage.folder, len(config.ranges()))
+        if progress:
+            progress(stage.folder, len(config.ranges()))
         counters, reports = _run(config, stage.folder, options, {})
         superseded = _superseded(reports, stage.folder)
         if superseded:  # rare: read again without them, so that shards, counts and vocabulary agree
@@ -130,7 +134,9 @@ def ingest(
     return IngestResult(snapshot, time.perf_counter() - started, counters)
 
 
-def _run(config: IngestConfig, folder: Path, options: PipelineOptions, superseded: Rows) -> tuple[dict[str, int], Reports]:
+def _run(
+    config: IngestConfig, folder: Path, options: PipelineOptions, superseded: Rows
+) -> tuple[dict[str, int], Reports]:
     pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
     build(pipeline, config, folder, superseded)
     try:
@@ -138,7 +144,9 @@ def _run(config: IngestConfig, folder: Path, options: PipelineOptions, supersede
         result.wait_until_finish()
     except (OSError, RuntimeError) as error:
         if "No space left on device" in str(error):
-            raise ArtifactError(f"the disk that holds {folder.parent.parent} is full; nothing was published") from error
+            raise ArtifactError(
+                f"the disk that holds {folder.parent.parent} is full; nothing was published"
+            ) from error
         raise
     reports = read_reports(folder)
     check_rejects(folder, reports.reject_shards, reports.read, config.max_reject_ratio)
@@ -147,7 +155,7 @@ def _run(config: IngestConfig, folder: Path, options: PipelineOptions, supersede
 
 def _superseded(reports: Reports, folder: Path) -> Rows:
     shards = [folder / report.shard.path for report in reports.shards]
-    return find_duplicates(shards, sorted((folder / "keys").iterdir()), reports.examples)
+    return find_duplicates(folder, shards, reports.examples)
 
 
 def _counters(result: PipelineResult) -> dict[str, int]:

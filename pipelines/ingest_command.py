@@ -9,10 +9,20 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
 
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec
-from pipelines.ingest import SHARD_BYTES, IngestConfig, IngestResult, choose_spec, ingest
+from pipelines.ingest import SHARD_BYTES, IngestConfig, IngestResult, Progress, choose_spec, ingest
 from pipelines.movielens import FORMATS
 from pipelines.runner import pipeline_options
 from pipelines.shards import REPORTS
@@ -28,28 +38,60 @@ Examples:
 Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
 
 
-@click.command("ingest", epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.command(
+    "ingest", epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
 @click.argument("source")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the store; made if missing.")
-@click.option("--spec", "spec_name", metavar="NAME|FILE", help=f"A shipped spec (article, movielens) or a TOML file. Default: {DEFAULT_SPEC}, less what the source lacks.")
-@click.option("--format", "format_name", type=click.Choice(sorted(FORMATS)), help="Format of SOURCE. Default: recognised.")
-@click.option("--max-reject-ratio", type=float, default=0.0, show_default=True, help="Share of bad records to keep as rejects before the ingestion fails.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the store; made if missing.",
+)
+@click.option(
+    "--spec",
+    "spec_name",
+    metavar="NAME|FILE",
+    help=f"A shipped spec (article, movielens) or a file. Default: as much of {DEFAULT_SPEC} as fits.",
+)
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(sorted(FORMATS)),
+    help="Format of SOURCE. Default: recognised.",
+)
+@click.option(
+    "--max-reject-ratio",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of bad records to keep as rejects before the ingestion fails.",
+)
 @click.option("--shard-bytes", type=int, default=SHARD_BYTES, show_default=True, help="Raw bytes of a shard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.pass_context
-def command(ctx: click.Context, source: str, store: Path, spec_name: str | None, format_name: str | None,
-            max_reject_ratio: float, shard_bytes: int, *, as_json: bool) -> IngestResult:
+def command(
+    ctx: click.Context,
+    source: str,
+    store: Path,
+    spec_name: str | None,
+    format_name: str | None,
+    max_reject_ratio: float,
+    shard_bytes: int,
+    *,
+    as_json: bool,
+) -> IngestResult:
     """Ingest raw MovieLens files into a snapshot of precomputed slots.
 
     SOURCE is a folder of ml-100k, ml-1m or ml-10m files, or synthetic:ml-1m, or synthetic:ROWS.
     A failed or killed ingestion leaves the store as it was; run it again.
     """
-    options = pipeline_options(ctx.args)
+    options = pipeline_options(ctx.args, [option for each in ctx.command.params for option in each.opts])
     err = Console(stderr=True)
     opened = _open(source, store, format_name, err)
     spec, dropped = choose_spec(spec_name, opened)
     if dropped:
-        err.print(f"{opened.format.name} has no column for {', '.join(dropped)}: using the spec {spec.name} without them.")
+        err.print(f"{opened.format.name} has no {', '.join(dropped)}: using the spec {spec.name} without.")
     config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     with _progress(err) as follow:
@@ -61,16 +103,24 @@ def command(ctx: click.Context, source: str, store: Path, spec_name: str | None,
 def _open(uri: str, store: Path, format_name: str | None, err: Console) -> Source:
     with _bar(err) as bar:
         task = bar.add_task("generating", total=None, visible=False)
-        return open_source(uri, store, format_name, lambda rows: bar.update(task, completed=rows, visible=True))
+        return open_source(
+            uri, store, format_name, lambda rows: bar.update(task, completed=rows, visible=True)
+        )
 
 
-def _bar(err: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+def _bar(err: Console) -> Bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Bar(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 @contextlib.contextmanager
-def _progress(err: Console):  # type: ignore[no-untyped-def]
+def _progress(err: Console) -> Iterator[Progress]:
     """Yield a callback that shows how many shards are done, by counting their reports."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
@@ -89,7 +139,7 @@ def _progress(err: Console):  # type: ignore[no-untyped-def]
                 thread.join()
 
 
-def _watch(bar: Progress, task: int, folder: Path, stop: threading.Event) -> None:
+def _watch(bar: Bar, task: TaskID, folder: Path, stop: threading.Event) -> None:
     while not stop.wait(0.2):
         bar.update(task, completed=sum(1 for _ in (folder / REPORTS).glob("examples-*.json")))
 

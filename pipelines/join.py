@@ -45,7 +45,9 @@ def read_entities(file: Path, entity: EntityFormat, encoding: str) -> Entities:
         column: pa.array([fields[column] for fields in found.values()], pa.string()).dictionary_encode()
         for column in entity.columns
     }
-    return Entities(entity.key, entity.file, pa.array(list(found), pa.string()), columns, rejects_table(rejects))
+    return Entities(
+        entity.key, entity.file, pa.array(list(found), pa.string()), columns, rejects_table(rejects)
+    )
 
 
 def _add_entity(found: dict[str, Fields], entity: EntityFormat, line: str) -> None:
@@ -72,7 +74,9 @@ def join_entities(records: Records, entities: Sequence[Entities]) -> Records:
         table = records.table
         for name, values in entity.columns.items():
             codes = values.indices.to_numpy()[rows]
-            table = table.append_column(name, pa.DictionaryArray.from_arrays(pa.array(codes), values.dictionary))
+            table = table.append_column(
+                name, pa.DictionaryArray.from_arrays(pa.array(codes), values.dictionary)
+            )
         records = Records(table, records.rejects, records.place)
     return records
 
@@ -123,8 +127,6 @@ class _JoinEntities(beam.DoFn):
             joined = join_entities(records, ordered)
             count(rows=joined.table.num_rows, rejected=records.table.num_rows - joined.table.num_rows)
         yield joined
-
-
 
 
 @dataclass

@@ -30,9 +30,20 @@ LAST_TIMESTAMP = 4_102_444_800  # 2100-01-01
 _ID = re.compile(r"[0-9]+", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+", re.ASCII)
 _GENRES_100K = (
-    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|"
-    "Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
-).split("|")
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *(
+        "Fantasy",
+        "Film-Noir",
+        "Horror",
+        "Musical",
+        "Mystery",
+        "Romance",
+        "Sci-Fi",
+        "Thriller",
+        "War",
+        "Western",
+    ),
+)
 
 Fields = dict[str, str]
 
@@ -81,7 +92,9 @@ def parse_rating(line: str, separator: str) -> tuple[str, str, float, int]:
     """Return user_id, movie_id, rating and timestamp of a line; BadRecord says what is wrong with it."""
     parts = line.split(separator)
     if len(parts) != len(RATING_COLUMNS):
-        raise BadRecord("", f"expected {len(RATING_COLUMNS)} columns separated by {separator!r}, got {len(parts)}")
+        raise BadRecord(
+            "", f"expected {len(RATING_COLUMNS)} columns separated by {separator!r}, got {len(parts)}"
+        )
     for column, text in zip(KEYS, parts, strict=False):
         if not _ID.fullmatch(text):
             raise BadRecord(column, f"{column} must be a whole number, got {text!r}")
@@ -91,7 +104,9 @@ def parse_rating(line: str, separator: str) -> tuple[str, str, float, int]:
 def rating_of(text: str) -> float:
     """Return a rating; BadRecord if ``text`` is none."""
     if not _NUMBER.fullmatch(text) or not LOWEST_RATING <= float(text) <= HIGHEST_RATING:
-        raise BadRecord("rating", f"rating must be a number in {LOWEST_RATING}..{HIGHEST_RATING}, got {text!r}")
+        raise BadRecord(
+            "rating", f"rating must be a number in {LOWEST_RATING}..{HIGHEST_RATING}, got {text!r}"
+        )
     return float(text)
 
 
@@ -151,7 +166,9 @@ def recognise(folder: Path, name: str | None = None) -> SourceFormat:
         SourceError: the folder, or a file of the format, is missing or empty.
     """
     if not folder.is_dir():
-        raise SourceError(f"{folder} is not a folder: SOURCE is a folder of MovieLens files, or synthetic:ml-1m")
+        raise SourceError(
+            f"{folder} is not a folder: SOURCE is a folder of MovieLens files, or synthetic:ml-1m"
+        )
     source = _named(name) if name else _guess(folder)
     for file in source.files:
         path = folder / file

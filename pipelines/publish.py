@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from featurestore.errors import TooManyRejects
 from featurestore.snapshot import ID_LENGTH, REJECTS_SCHEMA, Manifest, Shard, Snapshot, Staging
 from featurestore.spec import FeatureSpec
 from pipelines.describe import SourceFile
-from pipelines.source import Source
+from pipelines.duplicates import KEYS_FOLDER
 from pipelines.shards import REPORTS
+from pipelines.source import Source
 from pipelines.write import ShardReport
 
 PACKAGES = ("slotstore", "apache-beam", "pyarrow", "duckdb", "xxhash", "numpy")
@@ -60,7 +61,9 @@ def read_reports(folder: Path) -> Reports:
     """Read the reports of a pipeline that ended well."""
 
     def load(kind: str) -> list[str]:
-        return [path.read_text(encoding="utf-8") for path in sorted((folder / REPORTS).glob(f"{kind}-*.json"))]
+        return [
+            path.read_text(encoding="utf-8") for path in sorted((folder / REPORTS).glob(f"{kind}-*.json"))
+        ]
 
     return Reports(
         shards=[ShardReport.from_json(text) for text in load("examples")],
@@ -75,20 +78,17 @@ def check_rejects(folder: Path, shards: Sequence[Shard], read: int, limit: float
     rejects = sum(shard.rows for shard in shards)
     if rejects <= limit * read:
         return
+    ratio = rejects / read
     shown = _first_rejects(folder, shards)
-    lines = [f"  - {row['file']}, byte {row['offset']:,}: {row['reason']}: {row['raw'][:80]!r}" for row in shown]
+    head = f"{rejects:,} of {read:,} records are bad ({ratio:.4%}), --max-reject-ratio allows {limit:g}"
     more = [f"  - and {rejects - len(shown):,} more"] if rejects > len(shown) else []
-    raise TooManyRejects(
-        "\n".join(
-            [
-                f"{rejects:,} of {read:,} records are bad ({rejects / read:.4%}), --max-reject-ratio is {limit:g}; "
-                "nothing was published:",
-                *lines,
-                *more,
-                f"Mend the source, or keep them out as rejects with --max-reject-ratio {_enough(rejects / read)}.",
-            ]
-        )
-    )
+    remedy = f"Mend the source, or keep them apart as rejects with --max-reject-ratio {_enough(ratio)}."
+    lines = [f"{head}; nothing was published:", *map(_reject_line, shown), *more, remedy]
+    raise TooManyRejects("\n".join(lines))
+
+
+def _reject_line(row: Mapping[str, str]) -> str:
+    return f"  - {row['file']}, byte {row['byte_offset']:,}: {row['reason']}: {row['raw'][:80]!r}"
 
 
 def _first_rejects(folder: Path, shards: Sequence[Shard]) -> list[dict[str, str]]:
@@ -111,7 +111,7 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
     splits = resolve_splits([staging.folder / shard.path for shard in examples], spec.split)
     sums = functools.reduce(add_sums, (report.sums for report in reports.shards), (0, 0))
     digest = content_digest(spec.fingerprint, reports.examples, sums)
-    for scratch in (REPORTS, "keys"):
+    for scratch in (REPORTS, KEYS_FOLDER):
         shutil.rmtree(staging.folder / scratch)
     snapshot = staging.publish(
         Manifest(
@@ -121,7 +121,11 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
             content_digest=digest,
             sums=sums,
             spec=spec.to_dict(),
-            source={"format": source.format.name, "uri": source.uri, "files": [vars(file) for file in reports.sources]},
+            source={
+                "format": source.format.name,
+                "uri": source.uri,
+                "files": [vars(file) for file in reports.sources],
+            },
             columns=reports.shards[0].columns,
             counts={"read": reports.read, "examples": reports.examples, "rejects": reports.rejects},
             splits=splits.to_dict(),

@@ -5,10 +5,12 @@ refuses, or that holds anything but plain digits and separators, is read again l
 one bad line costs a block and the two paths agree on every line.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import apache_beam as beam
 import numpy as np
@@ -65,7 +67,10 @@ def plan_ranges(file: Path, size: int, target: int) -> list[ByteRange]:
     """Divide a file into ranges of about ``target`` bytes; depends on nothing but the two sizes."""
     count = max(1, -(-size // target))
     edges = [size * index // count for index in range(count + 1)]
-    return [ByteRange(file, start, end, index, count) for index, (start, end) in enumerate(zip(edges, edges[1:], strict=False))]
+    return [
+        ByteRange(file, start, end, index, count)
+        for index, (start, end) in enumerate(itertools.pairwise(edges))
+    ]
 
 
 def read_bytes(place: ByteRange) -> tuple[bytes, int]:
@@ -77,13 +82,13 @@ def read_bytes(place: ByteRange) -> tuple[bytes, int]:
         return file.read(max(0, end - begin)), begin
 
 
-def _line_start(file, offset: int) -> int:  # type: ignore[no-untyped-def]
+def _line_start(file: IO[bytes], offset: int) -> int:
     """Return where the first line that starts at ``offset`` or later begins."""
     if offset == 0:
         return 0
     file.seek(offset - 1)
     file.readline()
-    return int(file.tell())
+    return file.tell()
 
 
 def read_ratings(place: ByteRange, source: SourceFormat) -> Records:
@@ -155,7 +160,7 @@ def _read_csv(block: bytes, separator: str) -> pa.Table:
 
 
 def _is_valid(table: pa.Table) -> bool:
-    """Whether ids are digits, ratings ratings and timestamps times: checked on distinct values where it can be."""
+    """Whether ids are digits, ratings are ratings and timestamps times; checked on distinct values."""
     ids = all(pc.all(pc.ascii_is_decimal(_dictionary(table, key))).as_py() for key in ("user_id", "movie_id"))
     times = pc.min_max(table.column("timestamp")).as_py()
     if not ids or times["min"] < FIRST_TIMESTAMP or times["max"] > LAST_TIMESTAMP:
@@ -170,7 +175,9 @@ def _dictionary(table: pa.Table, column: str) -> pa.Array:
     return table.column(column).chunk(0).dictionary
 
 
-def _parse_lines(block: bytes, offset: int, file: str, separator: str) -> tuple[pa.Table, list[dict[str, object]]]:
+def _parse_lines(
+    block: bytes, offset: int, file: str, separator: str
+) -> tuple[pa.Table, list[dict[str, object]]]:
     """Read a block line by line: the reference for `_parse_block`, and the source of rejects."""
     rows, rejects = [], []
     for line_offset, raw in _lines(block, offset):
@@ -180,9 +187,12 @@ def _parse_lines(block: bytes, offset: int, file: str, separator: str) -> tuple[
         except BadRecord as error:
             rejects.append(reject(file, line_offset, error.column, line, error.reason))
     columns = list(zip(*rows, strict=True)) or [()] * len(RATING_COLUMNS)
-    arrays = [pa.array(values, kind.value_type if kind == TEXT else kind) for values, kind in zip(columns, RATINGS_SCHEMA.types, strict=True)]
-    encoded = [array.dictionary_encode() if kind == TEXT else array for array, kind in zip(arrays, RATINGS_SCHEMA.types, strict=True)]
-    return pa.table(encoded, schema=RATINGS_SCHEMA), rejects
+    arrays = [_column(values, kind) for values, kind in zip(columns, RATINGS_SCHEMA.types, strict=True)]
+    return pa.table(arrays, schema=RATINGS_SCHEMA), rejects
+
+
+def _column(values: Sequence[object], kind: pa.DataType) -> pa.Array:
+    return pa.array(values, pa.string()).dictionary_encode() if kind == TEXT else pa.array(values, kind)
 
 
 def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
@@ -195,7 +205,7 @@ def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 
 def reject(file: str, offset: int, column: str, raw: str, reason: str) -> dict[str, object]:
     """Return one row of a rejects table."""
-    return {"file": file, "offset": offset, "column": column, "raw": raw, "reason": reason}
+    return {"file": file, "byte_offset": offset, "source_column": column, "raw": raw, "reason": reason}
 
 
 def rejects_table(rows: Sequence[dict[str, object]]) -> pa.Table:
@@ -211,13 +221,19 @@ def reject_rows(records: Records, bad: npt.NDArray[np.bool_], column: str, reaso
     if not bad.any():
         return records
     data, offset = read_bytes(records.place)
-    earlier = set(records.rejects.column("offset").to_pylist())
+    earlier = set(records.rejects.column("byte_offset").to_pylist())
     lines = [(at, raw) for at, raw in _lines(data, offset) if at not in earlier]
     rows = [
-        reject(records.place.file.name, lines[row][0], column, lines[row][1].decode("utf-8", "backslashreplace"), reason)
+        reject(
+            records.place.file.name,
+            lines[row][0],
+            column,
+            lines[row][1].decode("utf-8", "backslashreplace"),
+            reason,
+        )
         for row, reason in zip(np.flatnonzero(bad).tolist(), reasons, strict=True)
     ]
-    rejects = pa.concat_tables([records.rejects, rejects_table(rows)]).sort_by("offset")
+    rejects = pa.concat_tables([records.rejects, rejects_table(rows)]).sort_by("byte_offset")
     return Records(records.table.filter(pa.array(~bad)), rejects, records.place)
 
 
@@ -230,9 +246,7 @@ class ReadRatings(beam.PTransform):
     def expand(self, ranges: beam.PCollection) -> beam.PCollection:
         """Spread the ranges over the workers and read each."""
         return (
-            ranges
-            | "Spread" >> beam.Reshuffle()
-            | "Parse" >> beam.ParDo(_ReadRatings(), source=self.source)
+            ranges | "Spread" >> beam.Reshuffle() | "Parse" >> beam.ParDo(_ReadRatings(), source=self.source)
         )
 
 
@@ -240,5 +254,7 @@ class _ReadRatings(beam.DoFn):
     def process(self, place: ByteRange, source: SourceFormat) -> Iterator[Records]:
         with StepCounters("read") as count:
             records = read_ratings(place, source)
-            count(rows=records.table.num_rows, rejected=records.rejects.num_rows, nbytes=place.end - place.start)
+            count(
+                rows=records.table.num_rows, rejected=records.rejects.num_rows, nbytes=place.end - place.start
+            )
         yield records

@@ -13,24 +13,29 @@ from featurestore.errors import SpecError, did_you_mean
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
 
-def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
-    """Parse Beam flags; SpecError names every one that Beam does not know, instead of ignoring it."""
+def pipeline_options(flags: Sequence[str], own: Sequence[str] = ()) -> PipelineOptions:
+    """Parse Beam flags; SpecError names every one that Beam does not know, instead of ignoring it.
+
+    ``own``: flags of the calling command, to be suggested where one is misspelt.
+    """
     parser = _known_flags()
     _, unknown = parser.parse_known_args(list(flags))
-    known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001 - no public list
-    problems = [
-        f"unknown flag {flag}{did_you_mean(flag.split('=')[0], known) if flag.startswith('-') else ''}"
-        for flag in unknown
-    ]
-    if problems:
-        raise SpecError("command line", [problem[:200] for problem in problems])
+    known = [*own, *(option for action in parser._actions for option in action.option_strings)]
+    problems = [f"unknown flag {flag}{_suggestion(flag, known)}" for flag in unknown if flag.startswith("-")]
+    if unknown:
+        raise SpecError("command line", problems or [f"unexpected argument {text!r}" for text in unknown])
     return PipelineOptions(list(flags))
+
+
+def _suggestion(flag: str, known: Sequence[str]) -> str:
+    near = did_you_mean(flag.split("=", maxsplit=1)[0], known)
+    return near if "did you mean" in near else ": neither slotstore nor Apache Beam has it"
 
 
 def _known_flags() -> argparse.ArgumentParser:
     parser = _Parser(prog="slotstore ingest", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(parser)  # noqa: SLF001 - how Beam itself collects its flags
+        options._add_argparse_args(parser)  # as Beam itself collects its flags
     return parser
 
 

@@ -23,14 +23,20 @@ def write_parquet(table: pa.Table, folder: Path, name: str) -> Shard:
     """Write one shard under a temporary name and rename it, so that a retry or a kill leaves no part.
 
     Text and ratings are dictionary encoded; slots and times are plain, which reads fastest and, under
-    zstd, takes little more room.
+    zstd, takes little more room. Only the event time has statistics: nothing else is pruned by
+    range, and finding the least of every text column took a third of the writing.
     """
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    few_values = [field.name for field in table.schema if not pa.types.is_integer(field.type)]
     pq.write_table(
-        table, temporary, compression="zstd", compression_level=1, use_dictionary=few_values, row_group_size=1 << 20
+        table,
+        temporary,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[field.name for field in table.schema if not pa.types.is_integer(field.type)],
+        write_statistics=[name for name in table.column_names if name == "timestamp"],
+        row_group_size=1 << 20,
     )
     shard = Shard(name, table.num_rows, temporary.stat().st_size, file_digest(temporary))
     temporary.replace(path)

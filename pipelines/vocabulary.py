@@ -24,7 +24,9 @@ def count_values(column: pa.ChunkedArray) -> pa.Table:
     text = as_text(column)
     counts = np.bincount(text.indices.to_numpy(), minlength=len(text.dictionary))
     used = np.flatnonzero(counts)
-    return pa.table({"value": text.dictionary.take(pa.array(used)), "count": pa.array(counts[used], pa.int64())})
+    return pa.table(
+        {"value": text.dictionary.take(pa.array(used)), "count": pa.array(counts[used], pa.int64())}
+    )
 
 
 def add_counts(tables: Iterable[pa.Table]) -> pa.Table:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 
 from featurestore.digest import Sums, row_sums
@@ -14,7 +13,7 @@ from featurestore.encode import encode
 from featurestore.snapshot import Shard
 from featurestore.spec import FeatureSpec
 from pipelines.counters import StepCounters
-from pipelines.duplicates import row_keys
+from pipelines.duplicates import write_keys
 from pipelines.read import Records
 from pipelines.shards import shard_name, write_parquet, write_report
 
@@ -44,9 +43,7 @@ def write_shard(records: Records, folder: Path) -> ShardReport:
     rejects = None
     if records.rejects.num_rows:
         rejects = write_parquet(records.rejects, folder, shard_name("rejects", place.index, place.count))
-    keys = folder / "keys" / f"{place.index:05d}.npy"
-    keys.parent.mkdir(exist_ok=True)
-    np.save(keys, np.sort(row_keys(records.table)))
+    write_keys(folder, place.index, records.table)
     columns = {field.name: str(_plain(field.type)) for field in records.table.schema}
     report = ShardReport(place.index, shard, rejects, row_sums(records.table), columns)
     write_report(folder, f"examples-{place.index:05d}", report)
