@@ -102,10 +102,12 @@ def command(
 
 def _open(uri: str, store: Path, format_name: str | None, err: Console) -> Source:
     with _bar(err) as bar:
-        task = bar.add_task("generating", total=None, visible=False)
-        return open_source(
-            uri, store, format_name, lambda rows: bar.update(task, completed=rows, visible=True)
-        )
+        task = bar.add_task("generating", visible=False)
+
+        def follow(rows: int, total: int) -> None:
+            bar.update(task, completed=rows, total=total, visible=True)
+
+        return open_source(uri, store, format_name, follow)
 
 
 def _bar(err: Console) -> Bar:
@@ -140,8 +142,12 @@ def _progress(err: Console) -> Iterator[Progress]:
 
 
 def _watch(bar: Bar, task: TaskID, folder: Path, stop: threading.Event) -> None:
+    done = 0
     while not stop.wait(0.2):
-        bar.update(task, completed=sum(1 for _ in (folder / REPORTS).glob("examples-*.json")))
+        done = max(
+            done, sum(1 for _ in (folder / REPORTS).glob("examples-*.json"))
+        )  # publishing removes them
+        bar.update(task, completed=done)
 
 
 def summary(result: IngestResult) -> dict[str, object]:

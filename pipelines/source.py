@@ -6,7 +6,8 @@ from pathlib import Path
 
 from featurestore.errors import SourceError
 from pipelines.movielens import ML_1M, SourceFormat, recognise
-from pipelines.synthetic import generate, parse_shape
+from pipelines.synthetic import generate
+from pipelines.synthetic_shape import parse_shape
 
 SYNTHETIC = "synthetic:"
 
@@ -26,15 +27,16 @@ class Source:
 
 
 def open_source(
-    uri: str, store: Path, format_name: str | None = None, progress: Callable[[int], None] | None = None
+    uri: str, store: Path, format_name: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Source:
     """Open a folder, or make the synthetic source that ``synthetic:SHAPE`` names.
 
     Synthetic files are kept in ``<store>/sources`` and used again. ``progress`` is called with the
-    number of ratings generated so far.
+    number of ratings generated so far and that of all.
 
     Raises:
         SourceError: the folder is missing or holds no known format, or the shape is not understood.
+        StoreBusy: another process is generating the same source.
     """
     if not uri.startswith(SYNTHETIC):
         return Source(uri, Path(uri), recognise(Path(uri), format_name))
@@ -44,5 +46,5 @@ def open_source(
         raise SourceError(f"source {uri!r}: {error}") from error
     folder = store / "sources" / f"synthetic-{shape.rows}-{shape.seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    generate(shape, folder, progress)
+    generate(shape, folder, None if progress is None else lambda rows: progress(rows, shape.rows))
     return Source(uri, folder, ML_1M)

@@ -8,7 +8,8 @@ import pytest
 from pipelines.ingest import IngestConfig, choose_spec, ingest
 from pipelines.runner import pipeline_options
 from pipelines.source import Source, open_source
-from pipelines.synthetic import SyntheticShape, generate
+from pipelines.synthetic import generate
+from pipelines.synthetic_shape import SyntheticShape
 
 
 def _ingest(folder, store, spec=None, flags=(), **options):

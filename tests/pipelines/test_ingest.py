@@ -58,7 +58,8 @@ def test_vocabulary_counts_every_value(tiny_store):
     with FeatureStore(tiny_store) as store:
         wrong = store.sql(
             "WITH raw AS (UNPIVOT (SELECT user_id, movie_id, gender, age, occupation, zip FROM examples) "
-            "ON COLUMNS(*) INTO NAME feature VALUE value), counted AS (SELECT feature, value, count(*) n FROM raw GROUP BY ALL) "
+            "ON COLUMNS(*) INTO NAME feature VALUE value), "
+            "counted AS (SELECT feature, value, count(*) n FROM raw GROUP BY ALL) "
             "FROM counted FULL JOIN vocabulary USING (feature, value) WHERE n IS DISTINCT FROM count"
         )
         assert wrong.num_rows == 0
@@ -162,7 +163,7 @@ def test_bad_users_and_their_ratings_are_all_accounted_for(tiny_source, ingest_f
 def test_of_duplicate_ratings_the_latest_is_kept(tiny_source, ingest_folder, tmp_path):
     path, store = tiny_source.folder / "ratings.dat", tmp_path / "store"
     append(path, b"1::1::5::978390000\n1::2::5::978290000\n")
-    with pytest.raises(TooManyRejects, match="2 of 14 .*\n.*user_id '1' rated movie_id '1' more than once"):
+    with pytest.raises(TooManyRejects, match=r"2 of 14 .*\n.*user_id '1' rated movie_id '1' more than once"):
         ingest_folder(tiny_source.folder, store, shard_bytes=60)
     assert untouched(store)
     result = ingest_folder(tiny_source.folder, store, shard_bytes=60, max_reject_ratio=0.5)

@@ -39,9 +39,9 @@ def test_ml_1m_without_users_is_incomplete_not_ml_10m(tmp_path):
 def test_what_is_wrong_with_a_source_is_said(tmp_path):
     with pytest.raises(SourceError, match="is not a folder"):
         recognise(tmp_path / "missing")
-    with pytest.raises(SourceError, match="no MovieLens files: expected .* found nothing"):
+    with pytest.raises(SourceError, match=r"no MovieLens files: expected .* found nothing"):
         recognise(tmp_path)
-    with pytest.raises(SourceError, match="unknown format 'ml-1n' .did you mean 'ml-1"):
+    with pytest.raises(SourceError, match=r"unknown format 'ml-1n' .did you mean 'ml-1"):
         recognise(tmp_path, "ml-1n")
     touch(tmp_path, ratings_dat="", users_dat="x", movies_dat="x")
     with pytest.raises(SourceError, match=r"ratings\.dat is empty"):

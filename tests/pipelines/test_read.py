@@ -1,5 +1,7 @@
 """Byte ranges and the two ways to parse a block, which must agree on every line."""
 
+import itertools
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -69,7 +71,7 @@ def test_ranges_cover_a_file_without_gaps(size, target):
     places = plan_ranges("ratings.dat", size, target)
     assert places[0].start == 0
     assert places[-1].end == size
-    assert all(one.end == other.start for one, other in zip(places, places[1:], strict=False))
+    assert all(one.end == other.start for one, other in itertools.pairwise(places))
     assert all(place.end - place.start <= target for place in places)
     assert [place.index for place in places] == list(range(places[0].count))
 
@@ -82,7 +84,8 @@ def test_a_reject_says_where_what_and_why(tmp_path):
     assert records.rejects.to_pylist() == [
         {"file": "ratings.dat", "byte_offset": 19, "source_column": "rating", "raw": "1::2::x::978300000",
          "reason": "rating must be a number in 0.5..5.0, got 'x'"},
-        {"file": "ratings.dat", "byte_offset": 39, "source_column": "rating", "raw": "1::2::\\xff\\xfe::978300000",
+        {"file": "ratings.dat", "byte_offset": 39, "source_column": "rating",
+         "raw": "1::2::\\xff\\xfe::978300000",
          "reason": "rating must be a number in 0.5..5.0, got '\\\\xff\\\\xfe'"},
         {"file": "ratings.dat", "byte_offset": 59, "source_column": "timestamp", "raw": "1::2::5::9783",
          "reason": "timestamp must be unix seconds from 1995 to 2100, got '9783'"},

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from pyarrow import csv
 
 from featurestore.errors import SourceError, SpecError, StoreBusy
-from pipelines import synthetic
-from pipelines.synthetic import SyntheticShape, command, generate, is_complete, parse_shape
+from pipelines import synthetic, synthetic_world
+from pipelines.generate_command import command
+from pipelines.synthetic import generate, is_complete
+from pipelines.synthetic_shape import SyntheticShape, parse_shape
 
 ROOT = Path(synthetic.__file__).parents[1]
 SMALL = parse_shape("3k", seed=5)
@@ -109,7 +111,7 @@ def test_any_shape_is_met_exactly(users, movies, density, seed):
 )
 def test_apportion_gives_out_everything_and_nobody_too_much(weights, most, fullness):
     total = round(fullness * most * len(weights))
-    shares = synthetic._apportion(total, np.array(weights), most)
+    shares = synthetic_world._apportion(total, np.array(weights), most)
     assert shares.sum() == total
     assert shares.min() >= 0
     assert shares.max() <= most
@@ -132,7 +134,7 @@ def test_users_and_movies_are_varied(ml_1m):
     movies, users = records_of(ml_1m, "movies.dat"), records_of(ml_1m, "users.dat")
     assert all(len(movie) == 3 for movie in movies)
     assert 100 < sum(not movie[1].isascii() for movie in movies) < 1000
-    assert {genre for movie in movies for genre in movie[2].split("|")} == set(synthetic.GENRES)
+    assert {genre for movie in movies for genre in movie[2].split("|")} == set(synthetic_world.GENRES)
     assert [int(user[0]) for user in users] == list(range(1, 6041))
     assert {int(user[3]) for user in users} == set(range(21))
     zips = [user[4] for user in users]
@@ -147,7 +149,7 @@ def test_counts_and_tails_are_those_of_movielens_1m(ratings):
     assert np.all(np.diff(np.sort(user * 10_000 + movie)) > 0)
     assert np.all(np.diff(user) >= 0)
     shares = np.bincount(rating, minlength=6)[1:] / len(rating)
-    assert shares == pytest.approx(synthetic.SHARES, abs=0.01)
+    assert shares == pytest.approx(synthetic_world.SHARES, abs=0.01)
     assert rating.mean() == pytest.approx(3.58, abs=0.03)
     per_user, per_movie = np.bincount(user)[1:], np.bincount(movie)
     assert 20 <= per_user.min() <= 25
@@ -159,8 +161,8 @@ def test_counts_and_tails_are_those_of_movielens_1m(ratings):
 
 def test_time_splits_leave_known_users_and_ties(ratings):
     user, time_s = ratings[:, 0], ratings[:, 3]
-    assert time_s.min() >= synthetic.OPENS
-    assert time_s.max() <= synthetic.CLOSES
+    assert time_s.min() >= synthetic_world.OPENS
+    assert time_s.max() <= synthetic_world.CLOSES
     by_time = np.lexsort((time_s, user))
     same_user = np.diff(user) == 0
     assert 0.3 < np.mean(np.diff(time_s[by_time])[same_user] == 0) < 0.7
@@ -196,7 +198,7 @@ def test_genres_and_gender_matter_beyond_the_biases(ml_1m, ratings):
     movie_mean = np.bincount(movie, rating) / np.maximum(1, np.bincount(movie))
     surprise = rating - movie_mean[movie]
     gaps = []
-    for genre in synthetic.GENRES:
+    for genre in synthetic_world.GENRES:
         has = np.array([genre in genres.get(number, ()) for number in range(movie.max() + 1)])[movie]
         gaps.append(surprise[has & women[user]].mean() - surprise[has & ~women[user]].mean())
     assert np.std(gaps) > 0.05  # its standard error is below 0.02 for all but the rarest genres
@@ -215,7 +217,7 @@ def test_same_shape_and_seed_same_bytes_another_seed_others(tmp_path):
 
 
 def test_many_chunks_join_without_a_gap_and_report_progress(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "CHUNK_ROWS", 256)
+    monkeypatch.setattr(synthetic_world, "CHUNK_ROWS", 256)
     written = []
     generate(SMALL, tmp_path / "out", written.append)
     assert len(written) > 8
@@ -293,7 +295,7 @@ def test_an_interrupted_run_removes_what_it_wrote(tmp_path):
 
 def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
-    call = f"from pipelines.synthetic import command; command(['50m', {str(out)!r}])"
+    call = f"from pipelines.generate_command import command; command(['50m', {str(out)!r}])"
     with subprocess.Popen([sys.executable, "-c", call], cwd=ROOT) as child:
         give_up = time.monotonic() + 60
         while not (
