@@ -19,7 +19,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
-from featurestore.errors import ArtifactError, SpecError
+from featurestore.errors import ArtifactError, SourceError, SpecError
 from featurestore.snapshot import Snapshot, staging
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec, load_spec
 from pipelines.counters import NAMESPACE
@@ -118,6 +118,7 @@ def ingest(
     """Run the pipeline and publish what it made; on any error the store stays as it was.
 
     Raises:
+        SourceError: no record became an example.
         TooManyRejects: more records are bad than the config allows.
         StoreBusy: another ingestion into the store is running.
         ArtifactError: the store cannot be written, or the disk is full.
@@ -130,6 +131,8 @@ def ingest(
         superseded = _superseded(reports, stage.folder)
         if superseded:  # rare: read again without them, so that shards, counts and vocabulary agree
             counters, reports = _run(config, stage.folder, options, superseded)
+        if not reports.examples:
+            raise SourceError(f"{config.source.uri}: none of {reports.read:,} records became an example")
         snapshot = publish(stage, config.spec, config.source, reports)
     return IngestResult(snapshot, time.perf_counter() - started, counters)
 

@@ -30,7 +30,7 @@ from pipelines.source import Source, open_source
 
 EPILOG = """\b
 Examples:
-  slotstore ingest ml-1m --store store
+  slotstore ingest data/ml-1m --store store
   slotstore ingest ml-100k --store store --spec article
   slotstore ingest synthetic:ml-1m --store store
   slotstore ingest ml-1m --store store --direct_num_workers 8 --direct_running_mode multi_processing

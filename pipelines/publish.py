@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from featurestore.database import resolve_splits, write_catalog
 from featurestore.digest import add_sums, content_digest
 from featurestore.errors import TooManyRejects
-from featurestore.snapshot import ID_LENGTH, REJECTS_SCHEMA, Manifest, Shard, Snapshot, Staging
+from featurestore.snapshot import REJECTS_SCHEMA, Manifest, Shard, Snapshot, Staging
 from featurestore.spec import FeatureSpec
 from pipelines.describe import SourceFile
 from pipelines.duplicates import KEYS_FOLDER
@@ -115,7 +115,6 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
         shutil.rmtree(staging.folder / scratch)
     snapshot = staging.publish(
         Manifest(
-            id=digest[:ID_LENGTH],
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             fingerprint=spec.fingerprint,
             content_digest=digest,

@@ -179,6 +179,34 @@ def test_of_duplicate_ratings_the_latest_is_kept(tiny_source, ingest_folder, tmp
     assert result.snapshot.problems(deep=True) == []
 
 
+def test_shards_without_a_good_record_are_empty(tiny_source, ingest_folder, tmp_path):
+    path = tiny_source.folder / "ratings.dat"
+    append(path, b"bad\n" * 40 + b"9::1::5::978300000\n" * 3)
+    snapshot = ingest_folder(
+        tiny_source.folder, tmp_path / "store", max_reject_ratio=1.0, shard_bytes=19
+    ).snapshot
+    assert snapshot.manifest.counts == {"read": 55, "examples": 12, "rejects": 43}
+    assert min(shard.rows for shard in snapshot.manifest.shards["examples"]) == 0
+    assert snapshot.problems(deep=True) == []
+
+
+def test_no_example_at_all_is_no_snapshot(tiny_source, ingest_folder, tmp_path):
+    (tiny_source.folder / "ratings.dat").write_bytes(b"bad\nworse\n")
+    with pytest.raises(SourceError, match="none of 2 records became an example"):
+        ingest_folder(tiny_source.folder, tmp_path / "store", max_reject_ratio=1.0)
+    assert untouched(tmp_path / "store")
+
+
+def test_new_rejects_beside_the_same_examples_are_not_lost(tiny_source, ingest_folder, tmp_path):
+    store = tmp_path / "store"
+    first = ingest_folder(tiny_source.folder, store).snapshot.manifest
+    append(tiny_source.folder / "ratings.dat", b"bad\n")
+    second = ingest_folder(tiny_source.folder, store, max_reject_ratio=1.0).snapshot.manifest
+    assert second.content_digest == first.content_digest
+    assert second.id != first.id
+    assert len(rejects(store)) == 1
+
+
 @pytest.mark.parametrize("file", ["ratings.dat", "users.dat", "movies.dat"])
 def test_missing_and_empty_files_are_named(tiny_source, ingest_folder, tmp_path, file):
     path = tiny_source.folder / file
