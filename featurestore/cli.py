@@ -1,18 +1,21 @@
 """The `slotstore` command. Other packages' commands are loaded by name when they are called."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from featurestore.errors import SlotstoreError, did_you_mean
 
 COMMANDS = {
     "run": ("featurestore.run_command:command", "Ingest, split, train and show the result, in one go."),
     "download": ("pipelines.download:command", "Fetch a MovieLens data set."),
-    "generate": ("pipelines.synthetic:command", "Make MovieLens-shaped files of any size."),
+    "generate": ("pipelines.generate_command:command", "Make MovieLens-shaped files of any size."),
     "ingest": ("pipelines.ingest_command:command", "Turn raw files into a snapshot of slots."),
     "query": ("featurestore.query_command:query", "Ask a snapshot in SQL."),
     "features": ("featurestore.query_command:features", "Show the features of a snapshot."),
@@ -24,20 +27,23 @@ COMMANDS = {
 EXTRAS = {"apache_beam": "ingest", "mlflow": "track", "matplotlib": "track"}
 
 
+def load(name: str) -> click.Command:
+    """Import and return the command called ``name``."""
+    module, attribute = COMMANDS[name][0].split(":")
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    return command
+
+
 class LazyGroup(click.Group):
     """Knows its commands by name and imports one when it is called: `query` loads neither Beam nor torch."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Names in the order of a first session."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """Import and return a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, name = COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+        return load(cmd_name) if cmd_name in COMMANDS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -47,7 +53,7 @@ class LazyGroup(click.Group):
             ctx.fail(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -65,9 +71,11 @@ def cli() -> None:
 def run_command(command: click.Command, args: Sequence[str] | None = None) -> None:
     """Run a command as a program: a user's mistake becomes a message and an exit status, not a traceback."""
     try:
-        command.main(args=None if args is None else list(args), standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        result = command.main(args=None if args is None else list(args), standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # head or less has seen enough; the interpreter's own flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except click.Abort:
         _fail("aborted", 130)
     except click.ClickException as error:
@@ -79,17 +87,14 @@ def run_command(command: click.Command, args: Sequence[str] | None = None) -> No
         if error.name not in EXTRAS:
             raise
         _fail(f"{error.name} is not installed: pip install 'slotstore[{EXTRAS[error.name]}]'", 1)
+    if isinstance(result, int):  # what ctx.exit() was called with
+        sys.exit(result)
 
 
-def _fail(message: str, status: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(message)}", highlight=False)
+def _fail(message: str, status: int) -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text("error:", "bold red") + Text(f" {message}", "default"))
     sys.exit(status)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def main() -> None:

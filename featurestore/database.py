@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from featurestore.errors import ArtifactError, QueryError
 from featurestore.snapshot import REJECTS_SCHEMA, Snapshot
 from featurestore.spec import SPLITS, FeatureSpec, SplitRule
-from featurestore.splits import Splits, bucket_boundaries, clause
+from featurestore.splits import Splits, bucket_boundaries, clause, condition, place
 
 _XXH32 = (Path(__file__).parent / "xxh32.sql").read_text(encoding="utf-8")
 _BINS = 65_536
@@ -23,23 +23,33 @@ Parameters = Mapping[str, Any] | Sequence[Any]
 
 
 class Database:
-    """A DuckDB connection that never reaches for the network and raises slotstore's errors."""
+    """A DuckDB connection that never reaches for the network and raises slotstore's errors.
 
-    def __init__(self, path: Path | None = None) -> None:
+    ``explain`` is called with the message of a failed statement before QueryError is raised: it
+    raises another error where it knows what lies behind.
+    """
+
+    def __init__(self, path: Path | None = None, explain: Callable[[str], None] | None = None) -> None:
+        self._explain = explain
         config: dict[str, str | bool | int | float | list[str]] = {
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
+            "preserve_insertion_order": True,  # streams promise the order of the shards
+            "python_enable_replacements": False,  # a table's name never means a Python variable
             "temp_directory": str(Path(tempfile.gettempdir()) / f"slotstore-{uuid.uuid4().hex}"),
         }
-        self._connection = duckdb.connect(str(path or ":memory:"), config=config)
+        try:
+            self._connection = duckdb.connect(str(path or ":memory:"), config=config)
+        except duckdb.Error as error:
+            raise ArtifactError(f"cannot open the database {path}: {error}") from error
 
     def close(self) -> None:
-        """Close the connection and remove what it spilled to disk."""
+        """Close the connection and remove what it spilled to disk; open streams can be read on."""
         self._connection.close()
 
     def execute(self, sql: str, parameters: Parameters | None = None) -> list[tuple[Any, ...]]:
         """Run a statement and return all its rows."""
-        with _engine_errors():
+        with self._errors():
             return self._connection.execute(sql, parameters).fetchall()
 
     def read(
@@ -47,26 +57,43 @@ class Database:
     ) -> pa.RecordBatchReader:
         """Stream the rows of a query; each stream has a cursor of its own, so several can be open.
 
-        Statements that return nothing give an empty stream.
+        Of columns with the same name the later ones become ``name_1``, ``name_2``. Statements that
+        return nothing give an empty stream.
         """
-        with _engine_errors():
-            relation = self._connection.cursor().sql(sql, params=parameters)
-            if relation is None:
+        with self._errors():
+            cursor = self._connection.cursor()
+            statements = cursor.extract_statements(sql)
+            relation = cursor.sql(sql, params=parameters)
+            if relation is None or duckdb.ExpectedResultType.NOTHING in statements[-1].expected_result_type:
                 return pa.RecordBatchReader.from_batches(pa.schema([]), [])
-            return relation.to_arrow_reader(batch_rows)
+            reader = relation.to_arrow_reader(batch_rows)
+        names = unique_names(reader.schema.names)
+        schema = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
+        return pa.RecordBatchReader.from_batches(schema, self._batches(reader, names))
+
+    def _batches(self, reader: pa.RecordBatchReader, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        with self._errors():
+            for batch in reader:
+                yield batch if batch.schema.names == names else batch.rename_columns(names)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Give the engine's errors, which are OSError where a stream meets them, slotstore's types."""
+        try:
+            yield
+        except (duckdb.Error, OSError) as error:
+            if self._explain:
+                self._explain(str(error))
+            raise QueryError(str(error)) from error
 
 
-@contextlib.contextmanager
-def _engine_errors() -> Iterator[None]:
-    """Give the engine's errors slotstore's types."""
-    try:
-        yield
-    except duckdb.IOException as error:
-        raise ArtifactError(
-            f"{error}\nIs a file of the snapshot gone? `slotstore snapshots verify` says."
-        ) from error
-    except duckdb.Error as error:
-        raise QueryError(str(error)) from error
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the names with _1, _2, ... after those that occurred before."""
+    unique: list[str] = []
+    for name in names:
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+        unique.append(next(candidate for candidate in candidates if candidate not in unique))
+    return unique
 
 
 def quoted(text: str) -> str:
@@ -81,24 +108,24 @@ def identifier(name: str) -> str:
 
 def parquet(files: Sequence[Path]) -> str:
     """Return the table function that reads ``files``, in the order given."""
-    return f"read_parquet([{', '.join(quoted(str(file)) for file in files)}])"
+    listed = ", ".join(quoted(str(file.absolute())) for file in files)
+    return f"read_parquet([{listed}], hive_partitioning = false)"  # no columns from folders named a=b
 
 
 def define_views(database: Database, snapshot: Snapshot) -> None:
-    """Create the views, tables and macros through which a snapshot is asked."""
+    """Create the views and macros through which a snapshot is asked."""
     spec, splits = snapshot.manifest.load_spec(), snapshot.manifest.load_splits()
+    examples, vocabulary = (parquet(snapshot.files(kind)) for kind in ("examples", "vocabulary"))
     statements = [
         _XXH32,
-        f"CREATE OR REPLACE VIEW examples AS SELECT * FROM {parquet(snapshot.files('examples'))}",
-        f"CREATE OR REPLACE VIEW vocabulary AS SELECT * FROM {parquet(snapshot.files('vocabulary'))}",
+        f"CREATE OR REPLACE VIEW examples AS SELECT * FROM {examples}",
+        f"CREATE OR REPLACE VIEW vocabulary AS SELECT * FROM {vocabulary}",
         f"CREATE OR REPLACE VIEW rejects AS {_rejects(snapshot.files('rejects'))}",
-        *(
-            f"CREATE OR REPLACE VIEW {split} AS SELECT * FROM examples {clause(splits.rule, splits.boundaries, split)}"
-            for split in SPLITS
-        ),
-        *_lookup_statements(spec),
     ]
-    for statement in statements:
+    for split in SPLITS:
+        where = clause(splits.rule, splits.boundaries, split)
+        statements.append(f"CREATE OR REPLACE VIEW {split} AS SELECT * FROM examples {where}")
+    for statement in statements + _lookup_statements(spec):
         database.execute(statement)
 
 
@@ -106,54 +133,71 @@ def _rejects(files: Sequence[Path]) -> str:
     if files:
         return f"SELECT * FROM {parquet(files)}"
     types = {pa.string(): "VARCHAR", pa.int64(): "BIGINT"}
-    columns = ", ".join(f'NULL::{types[field.type]} AS "{field.name}"' for field in REJECTS_SCHEMA)
+    columns = ", ".join(f"NULL::{types[field.type]} AS {identifier(field.name)}" for field in REJECTS_SCHEMA)
     return f"SELECT {columns} WHERE false"
 
 
 def _lookup_statements(spec: FeatureSpec) -> list[str]:
-    rows = ", ".join(
-        f"({quoted(feature.name)}, {quoted(feature.column)}, {lookup}, {seed}::UBIGINT, {quoted(column)})"
+    lookups = [
+        (feature, lookup, seed, column)
         for feature in spec.features
         for lookup, (seed, column) in enumerate(zip(feature.seeds, feature.slot_columns, strict=True))
+    ]
+    rows = ", ".join(
+        f"({quoted(feature.name)}, {quoted(feature.column)}, {lookup}, {seed}::UBIGINT, {quoted(column)})"
+        for feature, lookup, seed, column in lookups
+    )
+    seeds = ", ".join(
+        f"{quoted(f'{feature.name}/{lookup}')}: {seed}::UBIGINT" for feature, lookup, seed, _ in lookups
     )
     slots = spec.table.num_slots
     return [
-        f'CREATE OR REPLACE VIEW lookups AS SELECT * FROM (VALUES {rows}) AS t(feature, source_column, lookup, seed, slot_column)',
-        "CREATE OR REPLACE VIEW slots AS SELECT feature, value, lookup, seed, hashes[lookup + 1] AS hash, "
-        f"(hashes[lookup + 1] % {slots})::INTEGER AS slot, count FROM vocabulary JOIN lookups USING (feature)",
-        "CREATE OR REPLACE MACRO seed_of(f, l) AS coalesce((SELECT any_value(seed) FROM lookups WHERE feature = f AND lookup = l), "
-        "error('no lookup ' || l || ' of feature ' || f || ': the view lookups lists them'))",
-        f"CREATE OR REPLACE MACRO slot(feature_name, value, lookup_number) AS "
-        f"(xxh32(value, seed_of(feature_name, lookup_number)) % {slots})::INTEGER",
+        f"""CREATE OR REPLACE VIEW lookups AS SELECT * FROM (VALUES {rows})
+            AS t(feature, source_column, lookup, seed, slot_column)""",
+        f"""CREATE OR REPLACE VIEW slots AS
+            SELECT feature, value, lookup, seed, hashes[lookup + 1] AS hash,
+                (hashes[lookup + 1] % {slots})::INTEGER AS slot, count
+            FROM vocabulary JOIN lookups USING (feature)""",
+        # A constant, not a subquery: there, an argument called feature or lookup would mean the inner column.
+        f"""CREATE OR REPLACE MACRO seed_of(feature_name, lookup_number) AS coalesce(
+            MAP {{{seeds}}}[feature_name || '/' || lookup_number],
+            error('no lookup ' || lookup_number || ' of ' || feature_name || ': see the view lookups'))""",
+        f"""CREATE OR REPLACE MACRO slot(feature_name, value, lookup_number) AS
+            (xxh32(value, seed_of(feature_name, lookup_number)) % {slots})::INTEGER""",
     ]
 
 
 def write_catalog(store: Path, snapshot: Snapshot) -> Path:
     """Write ``catalog.duckdb``: the snapshot's views for any DuckDB client. Replaced atomically.
 
-    The views name the shards by absolute path, for a client may be started anywhere.
+    The views name the shards by absolute path, for a client may be started anywhere. Tables that a
+    client made in the old catalog go with it, and so does its log: it would not fit the new one.
     """
-    temporary = store / f".catalog.{uuid.uuid4().hex}.duckdb"
-    absolute = Snapshot(snapshot.folder.resolve(), snapshot.manifest)
-    with contextlib.closing(Database(temporary)) as database:
-        define_views(database, absolute)
-    return temporary.replace(store / "catalog.duckdb")
+    catalog, temporary = store / "catalog.duckdb", store / "staging" / f"catalog-{uuid.uuid4().hex}.duckdb"
+    temporary.parent.mkdir(exist_ok=True)
+    try:
+        with contextlib.closing(Database(temporary)) as database:
+            define_views(database, snapshot)
+        catalog.with_name(f"{catalog.name}.wal").unlink(missing_ok=True)
+        temporary.replace(catalog)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return catalog
 
 
 def resolve_splits(files: Sequence[Path], rule: SplitRule) -> Splits:
     """Find a rule's boundaries on the examples in ``files``, and count each split's rows."""
     with contextlib.closing(Database()) as database:
         database.execute(f"CREATE VIEW examples AS SELECT * FROM {parquet(files)}")
-        if rule.kind == "time":
-            boundaries = rule.boundaries or _time_boundaries(database, rule.fractions)
-        else:
-            boundaries = bucket_boundaries(rule) if rule.kind == "random" else ()
-        clauses = [clause(rule, boundaries, split) for split in SPLITS]
-        if rule.kind == "leave_last":
-            counts = [database.execute(f"SELECT count(*) FROM (FROM examples {text})")[0][0] for text in clauses]
-        else:
-            counted = ", ".join(f"count(*) FILTER ({text})" for text in clauses)
-            counts = list(database.execute(f"SELECT {counted} FROM examples")[0])
+        boundaries = rule.boundaries
+        if rule.kind == "random":
+            boundaries = bucket_boundaries(rule)
+        elif rule.kind == "time" and not boundaries:
+            boundaries = _time_boundaries(database, rule.fractions)
+        counted = ", ".join(
+            f"count(*) FILTER ({condition('place', rule, boundaries, split)})" for split in SPLITS
+        )
+        counts = database.execute(f"SELECT {counted} FROM (SELECT {place(rule)} AS place FROM examples)")[0]
     return Splits(rule, boundaries, dict(zip(SPLITS, counts, strict=True)))
 
 
@@ -161,6 +205,8 @@ def _time_boundaries(database: Database, fractions: Sequence[float]) -> tuple[in
     """Return the times before which each leading fraction of the examples lies."""
     rows, low, high = database.execute("SELECT count(*), min(timestamp), max(timestamp) FROM examples")[0]
     ranks = [round(rows * part) for part in itertools.accumulate(fractions[:-1])]
+    if not rows:
+        return (0,) * len(ranks)
     return tuple(_timestamp_at(database, rank, low, high) if rank < rows else high + 1 for rank in ranks)
 
 

@@ -71,12 +71,15 @@ def _column_words(column: pa.ChunkedArray, name: str) -> Callable[[slice], Words
     """Return a function from rows to ``v[c]`` times the column's weight."""
     weight = np.uint64(xxhash.xxh3_64_intdigest(name.encode()) | 1)
     if pa.types.is_integer(column.type) or pa.types.is_float32(column.type):
+        assert not column.null_count, f"column {name!r} has nulls"
         numbers = column.to_numpy()
         bits = numbers.view(np.uint32) if pa.types.is_float32(column.type) else numbers
         return lambda rows: bits[rows].astype(np.uint64) * weight
     text = as_text(column)
     values = text.dictionary.cast(pa.binary()).to_pylist()
-    words = np.fromiter((xxhash.xxh3_64_intdigest(value) for value in values), np.uint64, len(values)) * weight
+    words = (
+        np.fromiter((xxhash.xxh3_64_intdigest(value) for value in values), np.uint64, len(values)) * weight
+    )
     codes = text.indices.to_numpy()
     return lambda rows: words[codes[rows]]
 

@@ -47,8 +47,12 @@ def encode(table: pa.Table, spec: FeatureSpec) -> pa.Table:
         The table with `FeatureSpec.slot_columns` appended, n rows.
 
     Raises:
-        ValueError: a source column is missing or holds neither text nor whole numbers.
+        ValueError: a source column is missing or holds neither text nor whole numbers, or the table
+            has slot columns already.
     """
+    repeated = [name for name in spec.slot_columns if name in table.column_names]
+    if repeated:
+        raise ValueError(f"the table has slot columns already: {repeated}")
     for feature in spec.features:
         if feature.column not in table.column_names:
             raise ValueError(

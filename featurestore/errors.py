@@ -19,6 +19,7 @@ raise ``ValueError``; the boundary that knows the place raises one of these
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class SlotstoreError(Exception):
@@ -38,6 +39,10 @@ class SpecError(SlotstoreError):
         count = len(self.problems)
         head = f"{where}: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, list[str]]]:
+        """Pickle by the constructor's arguments: Beam carries errors from its workers."""
+        return type(self), (self.where, self.problems)
 
 
 class SourceError(SlotstoreError):

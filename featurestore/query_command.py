@@ -3,24 +3,17 @@
 import datetime
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import click
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from featurestore.errors import ArtifactError, NotFound
-from featurestore.snapshot import KINDS, Snapshot, list_snapshots, open_snapshot
+from featurestore.errors import QueryError
+from featurestore.output import TABLE_ROWS, WRITERS, table_text, whole_file
+from featurestore.snapshot import KINDS, latest, list_snapshots, no_snapshot, open_snapshot
+from featurestore.splits import Splits
 from featurestore.store import FeatureStore
-
-TABLE_ROWS = 50
-"""Rows that a table for a person shows; the other formats have all."""
 
 store_option = click.option(
     "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the store."
@@ -48,79 +41,40 @@ Examples:
 @store_option
 @snapshot_option
 @click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True,
+    "--format",
+    "form",
+    type=click.Choice(list(WRITERS)),
+    default="table",
+    show_default=True,
     help=f"table shows the first {TABLE_ROWS} rows to a person, the others stream all.",
 )
-@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to a file, which appears when it is whole, instead of stdout.",
+)
 def query(sql: str, store: Path, snapshot_id: str | None, form: str, output: Path | None) -> None:
     """Ask a snapshot in DuckDB's SQL."""
     with FeatureStore(store, snapshot_id) as features:
         reader = features.read(sql)
-        write = WRITERS[form]
-        if output is None:
-            write(reader, sys.stdout.buffer)
-        else:
-            with output.open("wb") as sink:
-                write(reader, sink)
+        try:
+            if output is None:
+                WRITERS[form](reader, sys.stdout.buffer)
+            else:
+                _write_file(reader, form, output)
+        except pa.ArrowException as error:
+            raise QueryError(
+                f"the result cannot be written as {form}: {error}\nCast the column, for example to VARCHAR."
+            ) from error
 
 
-def _write_csv(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
-    with pa.csv.CSVWriter(sink, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-
-
-def _write_json(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
-    """Write a JSON array of objects, a line each."""
-    sink.write(b"[")
-    before = b"\n"
-    for batch in reader:
-        for row in batch.to_pylist():
-            sink.write(before + json.dumps(row, default=_json_value).encode())
-            before = b",\n"
-    sink.write(b"\n]\n")
-
-
-def _json_value(value: object) -> str:
-    return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
-
-
-def _write_parquet(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
-    with pq.ParquetWriter(sink, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-
-
-def _write_table(reader: pa.RecordBatchReader, sink: IO[bytes]) -> None:
-    rows: list[dict[str, Any]] = []
-    for batch in reader:
-        rows += batch.slice(0, TABLE_ROWS + 1 - len(rows)).to_pylist()
-        if len(rows) > TABLE_ROWS:
-            break
-    text = table_text(reader.schema.names, [list(row.values()) for row in rows[:TABLE_ROWS]])
-    sink.write(text.encode())
-    if len(rows) > TABLE_ROWS:
-        sink.write(f"the first {TABLE_ROWS} rows; --format csv, json or parquet gives all\n".encode())
-
-
-WRITERS: Mapping[str, Callable[[pa.RecordBatchReader, IO[bytes]], None]] = {
-    "table": _write_table, "csv": _write_csv, "json": _write_json, "parquet": _write_parquet,
-}
-
-
-def table_text(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as a table for a person, as wide as it needs where it is not for a terminal."""
-    table = Table(*map(escape, names), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
-    console = Console(width=None if sys.stdout.isatty() else 1000)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _write_file(reader: pa.RecordBatchReader, form: str, output: Path) -> None:
+    try:
+        with whole_file(output) as sink:
+            WRITERS[form](reader, sink)
+    except OSError as error:
+        raise click.FileError(str(output), hint=error.strerror or str(error)) from error
 
 
 def _show(names: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:
@@ -136,24 +90,22 @@ def _show(names: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bo
 @json_option
 def features(store: Path, snapshot_id: str | None, *, as_json: bool) -> None:
     """Show each feature: its column, seeds, distinct values, examples and slots in use."""
+    names = ["feature", "column", "seeds", "values", "examples", "slots"]
     with FeatureStore(store, snapshot_id) as opened:
         counted = opened.sql(
-            "SELECT feature, count(DISTINCT value) AS values, sum(count) FILTER (lookup = 0) AS examples, "
-            "count(DISTINCT slot) AS slots FROM slots GROUP BY feature"
-        ).to_pylist()
-        facts = {row["feature"]: row for row in counted}
-        rows = [
-            (
-                feature.name, feature.column, list(feature.seeds),
-                *(int(facts[feature.name][key]) for key in ("values", "examples", "slots")),
-            )
-            for feature in opened.spec.features
-        ]
-        names = ["feature", "column", "seeds", "values", "examples", "slots"]
-        _show(names, rows, as_json=as_json)
-        if not as_json:
-            table = opened.spec.table
-            click.echo(f"table: {table.num_slots:,} slots x {table.dim}, fingerprint {opened.spec.fingerprint}")
+            "SELECT feature, count(DISTINCT value), coalesce(sum(count) FILTER (lookup = 0), 0)::BIGINT, "
+            "count(DISTINCT slot) FROM lookups LEFT JOIN slots USING (feature, lookup) GROUP BY feature"
+        )
+        facts = {feature: counts for feature, *counts in zip(*counted.to_pydict().values(), strict=True)}
+        spec = opened.spec
+    rows = [
+        (feature.name, feature.column, list(feature.seeds), *facts[feature.name]) for feature in spec.features
+    ]
+    _show(names, rows, as_json=as_json)
+    if not as_json:
+        click.echo(
+            f"table: {spec.table.num_slots:,} slots x {spec.table.dim}, fingerprint {spec.fingerprint}"
+        )
 
 
 @click.command()
@@ -163,15 +115,22 @@ def features(store: Path, snapshot_id: str | None, *, as_json: bool) -> None:
 def splits(store: Path, snapshot_id: str | None, *, as_json: bool) -> None:
     """Show each split: its rows, its first and last event time, and the rule that cuts it."""
     with FeatureStore(store, snapshot_id) as opened:
-        times = {split: opened.sql(f"SELECT min(timestamp), max(timestamp) FROM {split}") for split in opened.splits.rows}
-        rows = [
-            (split, rows, *(_moment(column[0].as_py()) for column in times[split].columns))
-            for split, rows in opened.splits.rows.items()
-        ]
-        _show(["split", "rows", "first", "last"], rows, as_json=as_json)
-        if not as_json:
-            rule = opened.splits.rule
-            click.echo(f"rule: {rule.kind}, fractions {list(rule.fractions)}, boundaries {list(opened.splits.boundaries)}")
+        ranges = {split: opened.time_range(split) or (None, None) for split in opened.splits.rows}
+        cut = opened.splits
+    rows = [(split, cut.rows[split], *map(_moment, times)) for split, times in ranges.items()]
+    _show(["split", "rows", "first", "last"], rows, as_json=as_json)
+    if not as_json:
+        click.echo(f"rule: {_rule_text(cut)}")
+
+
+def _rule_text(cut: Splits) -> str:
+    rule = cut.rule
+    facts = {
+        "time": f"fractions {list(rule.fractions)}, boundaries {[_moment(edge) for edge in cut.boundaries]}",
+        "random": f"fractions {list(rule.fractions)}, seed {rule.seed}",
+        "leave_last": f"the last {rule.last} of each user are test, the {rule.last} before them validation",
+    }
+    return f"{rule.kind}, {facts[rule.kind]}"
 
 
 def _moment(seconds: int | None) -> str | None:
@@ -190,19 +149,22 @@ def list_command(store: Path, *, as_json: bool) -> None:
     """List the store's snapshots, oldest first."""
     found = list_snapshots(store)
     if not found:
-        raise NotFound(f"no snapshot in {store}: make one with `slotstore ingest SOURCE --store {store}`")
-    newest = open_snapshot(store).manifest.id
-    rows = [_listed(snapshot, newest) for snapshot in found]
-    _show(["snapshot", "created", "source", "examples", "rejects", "fingerprint", "newest"], rows, as_json=as_json)
-
-
-def _listed(snapshot: Snapshot, newest: str) -> tuple[object, ...]:
-    manifest = snapshot.manifest
-    counts = manifest.counts
-    return (
-        manifest.id, manifest.created, manifest.source["uri"], counts["examples"], counts["rejects"],
-        manifest.fingerprint, "yes" if manifest.id == newest else "",
-    )
+        raise no_snapshot(store)
+    newest = latest(store)
+    names = ["snapshot", "created", "source", "examples", "rejects", "fingerprint", "newest"]
+    rows = [
+        (
+            manifest.id,
+            manifest.created,
+            manifest.source.get("uri"),
+            manifest.counts["examples"],
+            manifest.counts["rejects"],
+            manifest.fingerprint,
+            manifest.id == newest,
+        )
+        for manifest in (snapshot.manifest for snapshot in found)
+    ]
+    _show(names, rows, as_json=as_json)
 
 
 @snapshots.command()
@@ -218,10 +180,7 @@ def show(snapshot_id: str | None, store: Path) -> None:
 @store_option
 def verify(snapshot_id: str | None, store: Path) -> None:
     """Check every byte, count and digest of a snapshot against its manifest."""
-    snapshot = open_snapshot(store, snapshot_id)
-    problems = snapshot.problems(deep=True)
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise ArtifactError(f"snapshot {snapshot.manifest.id} is damaged:\n{listed}\nIngest the source again to mend it.")
-    shards = sum(len(snapshot.manifest.shards[kind]) for kind in KINDS)
-    click.echo(f"snapshot {snapshot.manifest.id} is intact: {shards} shards, {snapshot.manifest.counts['examples']:,} examples")
+    snapshot = open_snapshot(store, snapshot_id).check(deep=True)
+    manifest = snapshot.manifest
+    shards = sum(len(manifest.shards[kind]) for kind in KINDS)
+    click.echo(f"snapshot {manifest.id} is intact: {shards} shards, {manifest.counts['examples']:,} examples")

@@ -1,9 +1,10 @@
 """`slotstore run`: the whole way once, from raw files to a trained model, by calling the other commands."""
 
-import importlib
 from pathlib import Path
 
 import click
+
+from featurestore.cli import load
 
 DEFAULT_SOURCE = "synthetic:ml-1m"
 
@@ -15,8 +16,17 @@ Examples:
 
 Every other option goes to `slotstore train` (--epochs, --batch-size, --device, ...)."""
 
+NEXT = (
+    'query "SELECT title, count(*) AS n FROM train GROUP BY ALL ORDER BY n DESC LIMIT 5"',
+    "query \"SELECT slot('user_id', '1193', 0)\"",
+    "features",
+)
+"""Commands to try when it is done."""
 
-@click.command("run", epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+
+@click.command(
+    "run", epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
 @click.option("--source", help=f"Folder of MovieLens files, or synthetic:ROWS. Default: {DEFAULT_SOURCE}.")
 @click.option(
     "--store",
@@ -25,8 +35,12 @@ Every other option goes to `slotstore train` (--epochs, --batch-size, --device, 
     show_default=True,
     help="Folder of the store; made if missing.",
 )
-@click.option("--spec", metavar="NAME|FILE", help="A shipped spec or a TOML file. Default: what fits the source.")
-@click.option("--max-reject-ratio", type=float, default=0.0, show_default=True, help="As in `slotstore ingest`.")
+@click.option(
+    "--spec", metavar="NAME|FILE", help="A shipped spec or a TOML file. Default: what fits the source."
+)
+@click.option(
+    "--max-reject-ratio", type=float, default=0.0, show_default=True, help="As in `slotstore ingest`."
+)
 @click.pass_context
 def command(
     ctx: click.Context, source: str | None, store: Path, spec: str | None, max_reject_ratio: float
@@ -36,32 +50,27 @@ def command(
     Without --source it makes up ratings shaped like ml-1m, which have a structure to learn.
     """
     train_args = ["--store", str(store), *ctx.args]
-    train = _load("training.train:command")
-    train.make_context("train", list(train_args), parent=ctx)  # a wrong option is told before the ingestion
+    # A wrong option of training is told before the ingestion.
+    load("train").make_context("train", list(train_args), parent=ctx)
     if source is None:
         click.echo(
             f"No --source given: using {DEFAULT_SOURCE}, made-up ratings of the same shape as MovieLens 1M.\n"
             "For the real ones: slotstore download ml-1m && slotstore run --source data/ml-1m\n"
         )
-    ingest_args = [source or DEFAULT_SOURCE, "--store", str(store), "--max-reject-ratio", str(max_reject_ratio)]
-    _step("ingest", "pipelines.ingest_command:command", [*ingest_args, *(["--spec", spec] if spec else [])])
-    _step("splits", "featurestore.query_command:splits", ["--store", str(store)])
-    _step("train", "training.train:command", train_args)
-    click.echo(
-        "\nTry next:\n"
-        f"  slotstore query \"SELECT title, count(*) AS n FROM train GROUP BY ALL ORDER BY n DESC LIMIT 5\" --store {store}\n"
-        f"  slotstore query \"SELECT slot('user_id', '1193', 0)\" --store {store}\n"
-        f"  slotstore features --store {store}"
-    )
+    ingest_args = [
+        source or DEFAULT_SOURCE,
+        "--store",
+        str(store),
+        "--max-reject-ratio",
+        str(max_reject_ratio),
+    ]
+    _step("ingest", [*ingest_args, *(["--spec", spec] if spec else [])])
+    _step("splits", ["--store", str(store)])
+    _step("train", train_args)
+    click.echo("Try next:\n" + "\n".join(f"  slotstore {text} --store {store}" for text in NEXT))
 
 
-def _load(name: str) -> click.Command:
-    module, attribute = name.split(":")
-    loaded: click.Command = getattr(importlib.import_module(module), attribute)
-    return loaded
-
-
-def _step(title: str, name: str, args: list[str]) -> None:
-    click.secho(f"== slotstore {title} {' '.join(args)}", bold=True)
-    _load(name).main(args=args, prog_name=f"slotstore {title}", standalone_mode=False)
+def _step(name: str, args: list[str]) -> None:
+    click.secho(f"== slotstore {name} {' '.join(args)}", bold=True)
+    load(name).main(args=args, prog_name=f"slotstore {name}", standalone_mode=False)
     click.echo()

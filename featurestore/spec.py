@@ -21,18 +21,19 @@
 """
 
 import dataclasses
-import datetime
 import hashlib
+import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from featurestore.errors import SpecError, did_you_mean
 from featurestore.hashing import MAX_SEED, MAX_SLOTS, default_seed
+from featurestore.section import Section, as_integer, as_number, as_unix_seconds
 
 SPECS = Path(__file__).parent / "specs"
 DEFAULT_SPEC = "movielens"
@@ -40,9 +41,11 @@ SPLITS = ("train", "validation", "test")
 SPLIT_KINDS = ("time", "random", "leave_last")
 MAX_LOOKUPS = 64
 MAX_DIM = 65_536
+MAX_LAST = 1_000_000
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SLOT_COLUMN = re.compile(r".*_slot_[0-9]+")
+_SLOT_COLUMN = re.compile(r".*_slot_[0-9]+", re.IGNORECASE)
+_USED_BY = {"time": ("fractions", "boundaries"), "random": ("fractions", "seed"), "leave_last": ("last",)}
+"""The keys of a split that a split of each kind uses."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,16 @@ class FeatureSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def fit(self, columns: Iterable[str]) -> tuple[Self, list[str]]:
-        """Drop the features whose column is not in ``columns``; return the spec and what was dropped."""
+        """Drop the features whose column is not in ``columns``; return the spec and what was dropped.
+
+        Raises:
+            SpecError: no feature is left.
+        """
         known = set(columns)
         kept = tuple(feature for feature in self.features if feature.column in known)
         dropped = [feature.name for feature in self.features if feature.column not in known]
+        if not kept:
+            raise SpecError(f"spec {self.name!r}", [f"no feature has its column in {sorted(known)}"])
         return dataclasses.replace(self, features=kept), dropped
 
     def check_columns(self, columns: Iterable[str], where: str) -> None:
@@ -178,174 +187,107 @@ def shipped_specs() -> list[str]:
 
 def parse_spec(data: Mapping[str, Any], name: str, where: str) -> FeatureSpec:
     """Build a spec from parsed TOML, or from `FeatureSpec.to_dict`; SpecError lists every problem."""
-    problems: list[str] = []
-    _unknown_keys(data, ("name", "table", "features", "label", "split"), "", problems)
+    whole = Section(data, "", []).only("name", "table", "features", "label", "split")
     spec = FeatureSpec(
-        name=str(data.get("name", name)),
-        table=_table(_section(data, "table", problems), problems),
-        features=_features(data.get("features"), problems),
-        label=_label(_section(data, "label", problems), problems),
-        split=_split(_section(data, "split", problems), problems),
+        name=whole.text("name", name),
+        table=_table(whole.section("table")),
+        features=tuple(_feature(section) for section in whole.sections("features")),
+        label=_label(whole.section("label")),
+        split=_split(whole.section("split")),
     )
+    problems = whole.problems + _clashes(spec.features)
     if problems:
         raise SpecError(where, problems)
     return spec
 
 
-def _section(data: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:
-    section = data.get(key)
-    if isinstance(section, Mapping):
-        return section
-    problems.append(f"[{key}] is missing" if section is None else f"[{key}] must be a table, got {section!r}")
-    return {}
+def _table(section: Section) -> Table:
+    section.only("num_slots", "dim")
+    return Table(section.integer("num_slots", 1, MAX_SLOTS), section.integer("dim", 1, MAX_DIM))
 
 
-def _unknown_keys(data: Mapping[str, Any], known: Sequence[str], place: str, problems: list[str]) -> None:
-    problems.extend(f"unknown key {place}{key}{did_you_mean(key, known)}" for key in data if key not in known)
+def _feature(section: Section) -> Feature:
+    section.only("name", "column", "lookups", "seeds")
+    name = section.identifier("name")
+    if _SLOT_COLUMN.fullmatch(name):
+        section.note("name", "a name that does not end like a slot column")
+    column = section.identifier("column") if "column" in section.data else name
+    return Feature(name, column, _seeds(section, name))
 
 
-def _integer(data: Mapping[str, Any], key: str, place: str, low: int, high: int, problems: list[str]) -> int:
-    value = data.get(key)
-    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-        return value
-    if data or value is not None:  # a missing section is reported once, as a whole
-        got = "nothing" if value is None else repr(value)
-        problems.append(f"{place}{key} must be a whole number in {low}..{high}, got {got}")
-    return low
-
-
-def _table(data: Mapping[str, Any], problems: list[str]) -> Table:
-    _unknown_keys(data, ("num_slots", "dim"), "table.", problems)
-    return Table(
-        num_slots=_integer(data, "num_slots", "table.", 1, MAX_SLOTS, problems),
-        dim=_integer(data, "dim", "table.", 1, MAX_DIM, problems),
-    )
-
-
-def _features(items: object, problems: list[str]) -> tuple[Feature, ...]:
-    if not isinstance(items, Sequence) or isinstance(items, str) or not items:
-        problems.append("at least one [[features]] entry is needed")
-        return ()
-    features = []
-    for number, item in enumerate(items):
-        if isinstance(item, Mapping):
-            features.append(_feature(item, f"features[{number}].", problems))
-        else:
-            problems.append(f"features[{number}] must be a table, got {item!r}")
-    names = [feature.name for feature in features]
-    problems.extend(
-        f"feature {name!r} is listed twice" for name in sorted(set(names)) if names.count(name) > 1
-    )
-    return tuple(features)
-
-
-def _feature(data: Mapping[str, Any], place: str, problems: list[str]) -> Feature:
-    _unknown_keys(data, ("name", "column", "lookups", "seeds"), place, problems)
-    name = _identifier(data.get("name"), f"{place}name", problems)
-    column = _identifier(data.get("column", name), f"{place}column", problems)
-    if ("seeds" in data) == ("lookups" in data):
-        problems.append(
-            f"{place}: give either lookups = k or seeds = [...], {'not both' if 'seeds' in data else 'got none'}"
-        )
-        return Feature(name, column, ())
-    if "seeds" in data:
-        return Feature(name, column, _seeds(data["seeds"], place, problems))
-    lookups = _integer(data, "lookups", place, 1, MAX_LOOKUPS, problems)
-    return Feature(name, column, tuple(default_seed(name, lookup) for lookup in range(lookups)))
-
-
-def _identifier(value: object, place: str, problems: list[str]) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        problems.append(f"{place} must be a name of letters, digits and _, got {value!r}")
-    elif _SLOT_COLUMN.fullmatch(value):
-        problems.append(f"{place} must not end like a slot column, got {value!r}")
-    return str(value)
-
-
-def _seeds(value: object, place: str, problems: list[str]) -> tuple[int, ...]:
-    whole = isinstance(value, list) and all(
-        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MAX_SEED for seed in value
-    )
-    if not whole or not 1 <= len(value) <= MAX_LOOKUPS or len(set(value)) != len(value):
-        problems.append(
-            f"{place}seeds must be 1..{MAX_LOOKUPS} distinct whole numbers in 0..{MAX_SEED}, got {value!r}"
+def _seeds(section: Section, feature: str) -> tuple[int, ...]:
+    given = [key for key in ("lookups", "seeds") if key in section.data]
+    if len(given) != 1:
+        got = "not both" if given else "got none"
+        section.problems.append(
+            f"{section.place.rstrip('.')}: give either lookups = k or seeds = [...], {got}"
         )
         return ()
-    return tuple(value)
+    if given == ["seeds"]:
+        expected = f"1..{MAX_LOOKUPS} distinct whole numbers in 0..{MAX_SEED}"
+        return section.items("seeds", as_integer, _are_seeds, expected)
+    lookups = section.integer("lookups", 1, MAX_LOOKUPS)
+    return tuple(default_seed(feature, lookup) for lookup in range(lookups))
 
 
-def _label(data: Mapping[str, Any], problems: list[str]) -> Label:
-    _unknown_keys(data, ("column", "threshold"), "label.", problems)
-    threshold = data.get("threshold")
-    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
-        problems.append(f"label.threshold must be a number, got {threshold!r}")
-        threshold = None
-    column = _identifier(data["column"], "label.column", problems) if "column" in data else "rating"
-    if column != "rating":
-        problems.append(f"label.column must be 'rating', the only label MovieLens has, got {column!r}")
-    return Label(column, None if threshold is None else float(threshold))
+def _are_seeds(seeds: Sequence[int]) -> bool:
+    return 1 <= len(seeds) == len(set(seeds)) <= MAX_LOOKUPS and 0 <= min(seeds) <= max(seeds) <= MAX_SEED
 
 
-def _split(data: Mapping[str, Any], problems: list[str]) -> SplitRule:
-    kind = data.get("kind", "time")
-    if kind not in SPLIT_KINDS:
-        problems.append(
-            f"split.kind must be one of {', '.join(SPLIT_KINDS)}, got {kind!r}{did_you_mean(str(kind), SPLIT_KINDS)}"
-        )
-        return SplitRule("time")
-    _unknown_keys(data, ("kind", "fractions", "boundaries", "seed", "last"), "split.", problems)
+def _clashes(features: Sequence[Feature]) -> list[str]:
+    """Return which names are the same to SQL, which does not tell case apart."""
+    names = [feature.name for feature in features if feature.name]
+    pairs = [pair for pair in itertools.combinations(names, 2) if pair[0].lower() == pair[1].lower()]
+    return [
+        f"feature {one!r} is listed twice"
+        if one == other
+        else f"features {one!r} and {other!r} differ only in case, which SQL does not tell apart"
+        for one, other in dict.fromkeys(pairs)
+    ]
+
+
+def _label(section: Section) -> Label:
+    section.only("column", "threshold")
+    if section.data.get("column", "rating") != "rating":
+        section.note("column", "'rating', the only label MovieLens has")
+    return Label("rating", section.number("threshold"))
+
+
+def _split(section: Section) -> SplitRule:
+    section.only(*(field.name for field in dataclasses.fields(SplitRule)))
+    kind = section.choice("kind", SPLIT_KINDS, "time")
+    parts = "2 or 3 numbers (train, validation, test) that add up to 1, train above 0"
+    times = "1 or 2 rising times (the first of validation, the first of test), as unix seconds or ISO dates"
     rule = SplitRule(
-        kind=kind,
-        fractions=_fractions(data.get("fractions") or (), problems),
-        boundaries=_boundaries(data.get("boundaries") or (), problems),
-        seed=_integer({"seed": 0, **data}, "seed", "split.", 0, MAX_SEED, problems),
-        last=_integer({"last": 1, **data}, "last", "split.", 1, 1_000_000, problems),
+        kind=kind or "time",
+        fractions=section.items("fractions", as_number, _are_fractions, parts),
+        boundaries=section.items("boundaries", as_unix_seconds, _are_boundaries, times),
+        seed=section.integer("seed", 0, MAX_SEED, default=0),
+        last=section.integer("last", 1, MAX_LAST, default=1),
     )
-    needs = {"time": ("fractions", "boundaries"), "random": ("fractions",), "leave_last": ()}[kind]
-    given = [key for key in ("fractions", "boundaries") if getattr(rule, key)]
-    if data and len([key for key in given if key in needs]) != min(len(needs), 1):
-        problems.append(
-            f"a {kind} split needs exactly one of {' or '.join(needs)}, got {' and '.join(given) or 'none'}"
-        )
-    problems.extend(f"split.{key} does not apply to a {kind} split" for key in given if key not in needs)
+    if kind and section.present:
+        section.problems.extend(_misfits(rule, section.data))
     return rule
 
 
-def _fractions(value: object, problems: list[str]) -> tuple[float, ...]:
-    numbers = isinstance(value, (list, tuple)) and all(
-        isinstance(part, (int, float)) and not isinstance(part, bool) and 0 <= part <= 1 for part in value
-    )
-    if value and (not numbers or len(value) not in (2, 3) or abs(sum(value) - 1) > 1e-9 or value[0] == 0):
-        problems.append(
-            "split.fractions must be 2 or 3 numbers (train, validation, test) that add up to 1, train above 0, "
-            f"got {value!r}"
-        )
-        return ()
-    return tuple(float(part) for part in value)
+def _are_fractions(parts: Sequence[float]) -> bool:
+    if not parts:  # as in the canonical form of a split that has none
+        return True
+    return len(parts) in (2, 3) and min(parts) >= 0 and parts[0] > 0 and abs(sum(parts) - 1) <= 1e-9
 
 
-def _boundaries(value: object, problems: list[str]) -> tuple[int, ...]:
-    try:
-        moments = tuple(_unix_seconds(moment) for moment in value)
-    except (TypeError, ValueError):
-        moments = ()
-    if value and (len(moments) not in (1, 2) or list(moments) != sorted(moments)):
-        problems.append(
-            "split.boundaries must be 1 or 2 rising times (the first of validation, the first of test), as unix "
-            f"seconds or ISO dates, got {value!r}"
-        )
-        return ()
-    return moments
+def _are_boundaries(times: Sequence[int]) -> bool:
+    return len(times) <= 2 and list(times) == sorted(times)
 
 
-def _unix_seconds(moment: object) -> int:
-    if isinstance(moment, str):
-        moment = datetime.datetime.fromisoformat(moment)
-    if isinstance(moment, datetime.datetime):
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-        return int(aware.timestamp())
-    if isinstance(moment, datetime.date):
-        return int(datetime.datetime.combine(moment, datetime.time(), datetime.UTC).timestamp())
-    if isinstance(moment, bool) or not isinstance(moment, int):
-        raise TypeError(f"not a time: {moment!r}")
-    return moment
+def _misfits(rule: SplitRule, data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a split of this kind lacks, or is given and does not use."""
+    used = _USED_BY[rule.kind]
+    cuts = [key for key in ("fractions", "boundaries") if key in used]
+    given = [key for key in cuts if data.get(key, []) != []]
+    if cuts and len(given) != 1:
+        got = " and ".join(given) or "none"
+        yield f"a {rule.kind} split needs exactly one of {' or '.join(cuts)}, got {got}"
+    for field in dataclasses.fields(rule):
+        if field.name not in ("kind", *used) and getattr(rule, field.name) != field.default:
+            yield f"split.{field.name} does not apply to a {rule.kind} split"

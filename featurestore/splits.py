@@ -40,27 +40,36 @@ def bucket_boundaries(rule: SplitRule) -> tuple[int, ...]:
 
 def clause(rule: SplitRule, boundaries: tuple[int, ...], split: str) -> str:
     """Return the WHERE or QUALIFY clause that selects ``split`` from the examples."""
+    word = "QUALIFY" if rule.kind == "leave_last" else "WHERE"
+    return f"{word} {condition(place(rule), rule, boundaries, split)}"
+
+
+def place(rule: SplitRule) -> str:
+    """Return SQL for the number that decides an example's split: its event time, bucket or rank.
+
+    A bucket is the last eight bytes of an MD5, as a little-endian number. A rank counts from each
+    user's last example, which has rank 1; no two are equal, for a user rates a movie once.
+    """
+    return {
+        "time": "timestamp",
+        "random": f"(md5_number_lower(concat_ws('/', user_id, movie_id, {rule.seed})) % {BUCKETS})::BIGINT",
+        "leave_last": "row_number() OVER (PARTITION BY user_id ORDER BY timestamp DESC, movie_id DESC)",
+    }[rule.kind]
+
+
+def condition(value: str, rule: SplitRule, boundaries: tuple[int, ...], split: str) -> str:
+    """Return SQL that holds where ``value``, an example's `place`, lies in ``split``."""
+    low: int | None
+    high: int | None
     if rule.kind == "leave_last":
-        return f"QUALIFY {_between('row_number() OVER (PARTITION BY user_id ORDER BY timestamp DESC, movie_id DESC)', *_last_ranks(rule, split))}"
-    value = "timestamp" if rule.kind == "time" else _bucket_sql(rule.seed)
-    edges: list[int | None] = [None, *boundaries, *[None] * (3 - len(boundaries))]
+        first, second = rule.last + 1, 2 * rule.last + 1
+        low, high = {"test": (None, first), "validation": (first, second), "train": (second, None)}[split]
+        return _between(value, low, high)
     index = SPLITS.index(split)
     if index > len(boundaries):
-        return "WHERE false"
-    return f"WHERE {_between(value, edges[index], edges[index + 1])}"
-
-
-def _bucket_sql(seed: int) -> str:
-    return f"(md5_number_lower(user_id || '/' || movie_id || '/' || '{seed}') % {BUCKETS})::BIGINT"
-
-
-def _last_ranks(rule: SplitRule, split: str) -> tuple[int | None, int | None]:
-    """Return the ranks, counted from each user's last example, that belong to ``split``."""
-    return {
-        "test": (None, rule.last + 1),
-        "validation": (rule.last + 1, 2 * rule.last + 1),
-        "train": (2 * rule.last + 1, None),
-    }[split]
+        return "false"
+    edges = [None, *boundaries, None]
+    return _between(value, edges[index], edges[index + 1])
 
 
 def _between(value: str, low: int | None, high: int | None) -> str:

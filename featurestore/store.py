@@ -8,10 +8,13 @@ from typing import Self
 import pyarrow as pa
 
 from featurestore.database import Database, Parameters, define_views, identifier, parquet
-from featurestore.errors import NotFound, did_you_mean
+from featurestore.errors import ArtifactError, NotFound, did_you_mean
 from featurestore.snapshot import Snapshot, open_snapshot
 from featurestore.spec import SPLITS, FeatureSpec
 from featurestore.splits import Splits, clause
+
+_FILE, _ROW = identifier(" file"), identifier(" row")
+"""Columns that no spec can name: where a row comes from, to bring rows back into order."""
 
 
 class FeatureStore:
@@ -31,8 +34,12 @@ class FeatureStore:
         self.snapshot: Snapshot = open_snapshot(self.path, snapshot)
         self.spec: FeatureSpec = self.snapshot.manifest.load_spec()
         self.splits: Splits = self.snapshot.manifest.load_splits()
-        self._database = Database()
-        define_views(self._database, self.snapshot)
+        self._database = Database(explain=self._blame_shards)
+        try:
+            define_views(self._database, self.snapshot)
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}, snapshot={self.snapshot.manifest.id!r})"
@@ -46,7 +53,7 @@ class FeatureStore:
         self.close()
 
     def close(self) -> None:
-        """Close the database connection."""
+        """Close the database connection; open streams can be read on."""
         self._database.close()
 
     def sql(self, query: str, parameters: Parameters | None = None) -> pa.Table:
@@ -73,24 +80,66 @@ class FeatureStore:
             split: ``train``, ``validation`` or ``test``.
             columns: names of columns of ``examples``.
             batch_rows: rows of a batch at most.
-            shards: which shards, in which order; all by default. A leave-last split needs every
-                shard to rank a user's examples, so there it only says the order.
+            shards: numbers of the shards to read, in this order; all by default.
+
+        Raises:
+            NotFound: no such split, column or shard.
         """
         files = self.snapshot.files("examples")
-        order = list(range(len(files)) if shards is None else shards)
+        order = self._known_shards(range(len(files)) if shards is None else shards)
         listed = ", ".join(identifier(name) for name in self._known_columns(columns))
         where = clause(self.splits.rule, self.splits.boundaries, _known_split(split))
-        query = f"SELECT {listed} FROM {parquet([files[index] for index in order])} {where}"
-        if where.startswith("QUALIFY"):  # a window function loses the order of the files
-            query = f"{query} ORDER BY file_index, file_row_number"
+        if not order:
+            query = f"SELECT {listed} FROM {parquet(files)} LIMIT 0"
+        elif where.startswith("QUALIFY"):
+            query = _ranked(listed, files, order, where)
+        else:
+            query = f"SELECT {listed} FROM {parquet([files[number] for number in order])} {where}"
         return self.read(query, batch_rows=batch_rows)
+
+    def time_range(self, split: str) -> tuple[int, int] | None:
+        """Return the first and the last event time of a split, None if it is empty."""
+        rows = self._database.execute(f"SELECT min(timestamp), max(timestamp) FROM {_known_split(split)}")
+        first, last = rows[0]
+        return None if first is None else (first, last)
 
     def _known_columns(self, columns: Sequence[str]) -> Sequence[str]:
         known = list(self.snapshot.manifest.columns)
+        if not columns:
+            raise NotFound(f"no columns asked for (known: {', '.join(known)})")
         for name in columns:
             if name not in known:
                 raise NotFound(f"no column {name!r} in the examples{did_you_mean(name, known)}")
         return columns
+
+    def _known_shards(self, shards: Sequence[int]) -> list[int]:
+        known = len(self.snapshot.manifest.shards["examples"])
+        for number in shards:
+            if not 0 <= number < known:
+                raise NotFound(f"no shard {number}: the snapshot has shards 0 to {known - 1}")
+        if len(set(shards)) < len(shards):
+            raise ValueError(f"a shard is asked for twice: {list(shards)}")
+        return list(shards)
+
+    def _blame_shards(self, message: str) -> None:
+        """Raise ArtifactError if the engine's ``message`` comes from a missing or damaged shard."""
+        self.snapshot.check()
+        if str(self.snapshot.folder.absolute()) in message:
+            raise ArtifactError(
+                f"snapshot {self.snapshot.manifest.id} cannot be read: {message}\n"
+                f"`slotstore snapshots verify --store {self.path}` says what is damaged."
+            )
+
+
+def _ranked(listed: str, files: Sequence[Path], order: Sequence[int], where: str) -> str:
+    """Return SQL for the rows of the shards in ``order`` whose rank among all shards is in the split."""
+    rest = [number for number in range(len(files)) if number not in order]
+    source = parquet([files[number] for number in [*order, *rest]])
+    return (
+        f"SELECT {listed} FROM "
+        f"(SELECT *, file_index AS {_FILE}, file_row_number AS {_ROW} FROM {source} {where}) "
+        f"WHERE {_FILE} < {len(order)} ORDER BY {_FILE}, {_ROW}"
+    )
 
 
 def _known_split(split: str) -> str:

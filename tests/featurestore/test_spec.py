@@ -1,0 +1,336 @@
+import dataclasses
+import datetime
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.errors import SpecError
+from featurestore.hashing import MAX_SEED, MAX_SLOTS, default_seed
+from featurestore.spec import (
+    DEFAULT_SPEC,
+    MAX_LOOKUPS,
+    Feature,
+    FeatureSpec,
+    Label,
+    SplitRule,
+    Table,
+    load_spec,
+    parse_spec,
+    shipped_specs,
+)
+
+ARTICLE_SEEDS = {"user_id": (0, 1), "movie_id": (2, 3), "age": (4,), "occupation": (5,), "zip": (6,)}
+
+
+def minimal(**changes):
+    """The least spec; ``changes`` replace its sections, None removes one."""
+    data = {
+        "table": {"num_slots": 10, "dim": 2},
+        "features": [{"name": "user_id", "lookups": 1}],
+        "label": {"column": "rating"},
+        "split": {"kind": "time", "fractions": [0.8, 0.2]},
+    }
+    return {key: value for key, value in {**data, **changes}.items() if value is not None}
+
+
+def problems(data):
+    with pytest.raises(SpecError) as caught:
+        parse_spec(data, "bad", "spec bad.toml")
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith("spec bad.toml: ")
+    return caught.value.problems
+
+
+# The shipped specs
+
+
+def test_the_article_is_what_the_article_says():
+    spec = load_spec("article")
+    assert {feature.name: feature.seeds for feature in spec.features} == ARTICLE_SEEDS
+    assert [feature.column for feature in spec.features] == list(ARTICLE_SEEDS)
+    assert spec.table == Table(num_slots=1000, dim=10)
+    assert spec.label == Label("rating")
+    assert spec.split == SplitRule("time", fractions=(0.5, 0.5))
+    assert spec.slot_columns == (
+        "user_id_slot_0", "user_id_slot_1", "movie_id_slot_0", "movie_id_slot_1",
+        "age_slot_0", "occupation_slot_0", "zip_slot_0",
+    )  # fmt: skip
+
+
+def test_the_default_has_every_feature_of_ml_1m():
+    spec = load_spec(DEFAULT_SPEC)
+    assert [feature.name for feature in spec.features] == [
+        "user_id", "movie_id", "gender", "age", "occupation", "zip",
+    ]  # fmt: skip
+    assert spec.split == SplitRule("time", fractions=(0.8, 0.1, 0.1))
+    assert all(
+        feature.seeds == tuple(default_seed(feature.name, lookup) for lookup in range(len(feature.seeds)))
+        for feature in spec.features
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"), [("article", "a43775688f99c26a"), ("movielens", "3255a5e2f9e58c9a")]
+)
+def test_fingerprints_never_change(name, fingerprint):
+    assert load_spec(name).fingerprint == fingerprint
+
+
+def test_shipped_specs_are_listed():
+    assert shipped_specs() == ["article", "movielens"]
+
+
+# Loading
+
+
+def test_a_file_is_loaded_by_its_path(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[table]\nnum_slots = 9\ndim = 1\n[[features]]\nname = "zip"\ncolumn = "postcode"\nseeds = [7]\n'
+        "[label]\nthreshold = 4\n[split]\nboundaries = [2000-12-31, 2001-01-31T12:00:00Z]\n"
+    )
+    spec = load_spec(path)
+    assert spec.name == "mine"
+    assert spec.features == (Feature("zip", "postcode", (7,)),)
+    assert spec.label == Label("rating", 4.0)
+    assert spec.label.is_binary
+    assert spec.split == SplitRule("time", boundaries=(978220800, 980942400))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("artikel", "did you mean 'article'"),
+        ("nothing-like-it.toml", "known: article, movielens"),
+        (".", "readable"),
+    ],
+)
+def test_no_such_spec(name, said):
+    with pytest.raises(SpecError, match="neither a shipped spec nor a readable file") as caught:
+        load_spec(name)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[table", b"\xff\xfe", b'name = "a'])
+def test_not_toml(tmp_path, content):
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match="not TOML"):
+        load_spec(path)
+
+
+# Problems
+
+
+def test_all_problems_at_once():
+    data = {
+        "tabel": 1,
+        "table": {"num_slots": 0, "dims": 3},
+        "features": [{"name": "user-id", "lookups": 2, "seeds": [1]}, {"name": "zip", "seeds": [1, 1]}, 7],
+        "label": {"column": "rating", "treshold": 4},
+        "split": {"kind": "tim"},
+    }
+    assert problems(data) == [
+        "unknown key tabel (did you mean 'table'?)",
+        "unknown key table.dims (did you mean 'dim'?)",
+        "table.num_slots must be a whole number in 1..2147483647, got 0",
+        "table.dim must be a whole number in 1..65536, got nothing",
+        "features[2] must be a table, got 7",
+        "features[0].name must be a name of letters, digits and _, got 'user-id'",
+        "features[0]: give either lookups = k or seeds = [...], not both",
+        "features[1].seeds must be 1..64 distinct whole numbers in 0..4294967295, got [1, 1]",
+        "unknown key label.treshold (did you mean 'threshold'?)",
+        "split.kind must be one of time, random, leave_last, got 'tim'",
+    ]
+
+
+def test_a_missing_section_is_one_problem():
+    assert problems({}) == [
+        "[table] is missing",
+        "at least one [[features]] entry is needed",
+        "[label] is missing",
+        "[split] is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"table": {}}, "table.num_slots must be a whole number in 1..2147483647, got nothing"),
+        ({"table": 3}, "[table] must be a table, got 3"),
+        ({"table": {"num_slots": MAX_SLOTS + 1, "dim": 1}}, "table.num_slots must be"),
+        ({"table": {"num_slots": True, "dim": 1}}, "table.num_slots must be"),
+        ({"table": {"num_slots": 10.0, "dim": 1}}, "table.num_slots must be"),
+        ({"features": {"name": "zip"}}, "at least one [[features]] entry is needed"),
+        ({"features": []}, "at least one [[features]] entry is needed"),
+        ({"features": [{"name": "zip"}]}, "features[0]: give either lookups = k or seeds = [...], got none"),
+        ({"features": [{"lookups": 1}]}, "features[0].name must be a name of letters"),
+        ({"features": [{"name": "zip", "lookups": 0}]}, "features[0].lookups must be a whole number"),
+        ({"features": [{"name": "zip", "lookups": 65}]}, "features[0].lookups must be a whole number"),
+        ({"features": [{"name": "zip", "seeds": []}]}, "features[0].seeds must be"),
+        ({"features": [{"name": "zip", "seeds": [-1]}]}, "features[0].seeds must be"),
+        ({"features": [{"name": "zip", "seeds": [2**32]}]}, "features[0].seeds must be"),
+        ({"features": [{"name": "zip", "seeds": [True]}]}, "features[0].seeds must be"),
+        ({"features": [{"name": "zip", "seeds": "12"}]}, "features[0].seeds must be"),
+        ({"features": [{"name": "zip", "column": 3, "lookups": 1}]}, "features[0].column must be a name"),
+        ({"features": [{"name": "zip_SLOT_3", "lookups": 1}]}, "features[0].name must be a name that"),
+        ({"features": [{"name": "a", "lookups": 1}] * 3}, "feature 'a' is listed twice"),
+        (
+            {"features": [{"name": "a", "lookups": 1}, {"name": "A", "lookups": 1}]},
+            "features 'a' and 'A' differ only in case, which SQL does not tell apart",
+        ),
+        ({"label": {"column": "stars"}}, "label.column must be 'rating', the only label MovieLens has"),
+        ({"label": {"threshold": "4"}}, "label.threshold must be a number, got '4'"),
+        ({"label": {"threshold": True}}, "label.threshold must be a number"),
+        ({"label": {"threshold": float("nan")}}, "label.threshold must be a number"),
+        ({"split": {}}, "a time split needs exactly one of fractions or boundaries, got none"),
+        ({"split": {"kind": ["time"]}}, "split.kind must be one of"),
+        ({"split": {"kind": "random"}}, "a random split needs exactly one of fractions, got none"),
+        (
+            {"split": {"fractions": [0.5, 0.5], "boundaries": [1]}},
+            "a time split needs exactly one of fractions or boundaries, got fractions and boundaries",
+        ),
+        ({"split": {"fractions": [0.5, 0.4]}}, "split.fractions must be 2 or 3 numbers"),
+        ({"split": {"fractions": [1.0]}}, "split.fractions must be"),
+        ({"split": {"fractions": [0.4, 0.2, 0.2, 0.2]}}, "split.fractions must be"),
+        ({"split": {"fractions": [0, 1]}}, "split.fractions must be"),
+        ({"split": {"fractions": [1.5, -0.5]}}, "split.fractions must be"),
+        ({"split": {"fractions": ["0.5", 0.5]}}, "split.fractions must be"),
+        ({"split": {"fractions": 0.5}}, "split.fractions must be"),
+        ({"split": {"boundaries": [2, 1]}}, "split.boundaries must be 1 or 2 rising times"),
+        ({"split": {"boundaries": [1, 2, 3]}}, "split.boundaries must be"),
+        ({"split": {"boundaries": ["soon"]}}, "split.boundaries must be"),
+        ({"split": {"boundaries": [datetime.time(1)]}}, "split.boundaries must be"),
+        ({"split": {"boundaries": [1.5]}}, "split.boundaries must be"),
+        ({"split": {"kind": "random", "fractions": [0.5, 0.5], "seed": -1}}, "split.seed must be a whole"),
+        ({"split": {"kind": "leave_last", "last": 0}}, "split.last must be a whole number in 1..1000000"),
+        ({"split": {"kind": "leave_last", "fractions": [0.5, 0.5]}}, "split.fractions does not apply to a"),
+        ({"split": {"kind": "random", "boundaries": [1], "fractions": [0.5, 0.5]}}, "split.boundaries does"),
+        ({"split": {"fractions": [0.5, 0.5], "seed": 4}}, "split.seed does not apply to a time split"),
+        ({"split": {"fractions": [0.5, 0.5], "last": 2}}, "split.last does not apply to a time split"),
+        ({"split": {"fractions": [0.5, 0.5], "lats": 2}}, "unknown key split.lats (did you mean 'last'?)"),
+        ({"name": 3}, "name must be text, got 3"),
+    ],
+)  # fmt: skip
+def test_each_problem_is_told_once(change, said):
+    found = problems(minimal(**change))
+    assert found[-1].startswith(said) or found[0].startswith(said)
+    assert len(found) == (2 if change == {"table": {}} else 1)
+
+
+@pytest.mark.parametrize(
+    "boundary", [978220800, "2000-12-31", datetime.date(2000, 12, 31), "2000-12-31T01:00:00+01:00"]
+)
+def test_ways_to_write_a_time(boundary):
+    spec = parse_spec(minimal(split={"boundaries": [boundary]}), "times", "test")
+    assert spec.split.boundaries == (978220800,)
+
+
+# Canonical form
+
+names = st.from_regex(r"[a-z][a-z_]{0,6}", fullmatch=True).filter(lambda name: "_slot_" not in name)
+seeds = st.lists(st.integers(0, MAX_SEED), min_size=1, max_size=4, unique=True).map(tuple)
+fractions = st.integers(1, 99).map(lambda part: (part / 100, 1 - part / 100)) | st.just((0.8, 0.1, 0.1))
+splits = st.one_of(
+    st.builds(SplitRule, st.just("time"), fractions),
+    st.builds(
+        SplitRule,
+        st.just("time"),
+        boundaries=st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=2).map(
+            lambda x: tuple(sorted(x))
+        ),
+    ),
+    st.builds(SplitRule, st.just("random"), fractions, seed=st.integers(0, MAX_SEED)),
+    st.builds(SplitRule, st.just("leave_last"), last=st.integers(1, 1000)),
+)
+specs = st.builds(
+    FeatureSpec,
+    name=st.text(max_size=5),
+    table=st.builds(Table, st.integers(1, MAX_SLOTS), st.integers(1, 65_536)),
+    features=st.lists(
+        st.builds(Feature, names, names, seeds),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda feature: feature.name,
+    ).map(tuple),
+    label=st.builds(Label, st.just("rating"), st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+    split=splits,
+)
+
+
+@given(specs)
+def test_round_trip_of_the_canonical_form(spec):
+    stored = json.loads(json.dumps(spec.to_dict()))
+    again = parse_spec(stored, "other", "test")
+    assert again == spec
+    assert again.fingerprint == spec.fingerprint
+
+
+@given(specs, st.text())
+def test_the_name_is_not_in_the_fingerprint(spec, name):
+    assert dataclasses.replace(spec, name=name).fingerprint == spec.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"table": {"num_slots": 11, "dim": 2}},
+        {"table": {"num_slots": 10, "dim": 3}},
+        {"features": [{"name": "user_id", "lookups": 2}]},
+        {"features": [{"name": "user_id", "seeds": [0]}]},
+        {"features": [{"name": "user_id", "column": "x", "lookups": 1}]},
+        {"label": {"threshold": 4}},
+        {"split": {"fractions": [0.7, 0.3]}},
+        {"split": {"kind": "leave_last"}},
+    ],
+)
+def test_everything_else_is(change):
+    assert parse_spec(minimal(**change), "a", "a").fingerprint != parse_spec(minimal(), "a", "a").fingerprint
+
+
+def test_lookups_are_seeds_made_from_the_name():
+    made = parse_spec(minimal(), "a", "a")
+    listed = parse_spec(
+        minimal(features=[{"name": "user_id", "seeds": [default_seed("user_id", 0)]}]), "b", "b"
+    )
+    assert made.fingerprint == listed.fingerprint
+    most = parse_spec(minimal(features=[{"name": "user_id", "lookups": MAX_LOOKUPS}]), "c", "c")
+    assert len(set(most.features[0].seeds)) == MAX_LOOKUPS
+
+
+# Fitting a source
+
+
+def test_fit_drops_what_the_source_lacks():
+    spec = load_spec("article")
+    fitted, dropped = spec.fit(["user_id", "movie_id", "zip", "rating"])
+    assert dropped == ["age", "occupation"]
+    assert fitted.features == tuple(f for f in spec.features if f.name in ("user_id", "movie_id", "zip"))
+    assert spec.fit([*ARTICLE_SEEDS]) == (spec, [])
+
+
+def test_fit_refuses_to_drop_everything():
+    with pytest.raises(SpecError, match="no feature has its column in"):
+        load_spec("article").fit(["title"])
+
+
+def test_check_columns_names_every_missing_one():
+    spec = load_spec("article")
+    spec.check_columns([*ARTICLE_SEEDS, "title"], "here")
+    with pytest.raises(SpecError) as caught:
+        spec.check_columns(["user_id", "movie_id", "ages", "occupation"], "ml-10m")
+    assert caught.value.where == "spec 'article' does not fit ml-10m"
+    age, postcode = caught.value.problems
+    assert age == "feature 'age' needs column 'age', which the source does not have (did you mean 'ages'?)"
+    assert postcode.startswith(
+        "feature 'zip' needs column 'zip', which the source does not have (known: user_id,"
+    )
+
+
+def test_feature_by_name():
+    spec = load_spec("article")
+    assert spec.feature("zip") == Feature("zip", "zip", (6,))
+    with pytest.raises(ValueError, match=r"no feature 'zipp' in spec 'article' \(did you mean 'zip'\?\)"):
+        spec.feature("zipp")

@@ -1,0 +1,197 @@
+import collections
+import hashlib
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from featurestore.database import Database, _timestamp_at, parquet, resolve_splits
+from featurestore.spec import SPLITS, SplitRule
+from featurestore.splits import BUCKETS, Splits, bucket_boundaries, clause
+
+START = 978_300_000
+# (user, movie) -> event time: no user rates a movie twice; few times, so that there are many ties.
+ratings = st.dictionaries(
+    st.tuples(st.integers(0, 4).map(str), st.integers(0, 12).map(str)),
+    st.integers(START, START + 9),
+    min_size=1,
+    max_size=40,
+)
+fractions = st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.5), (0.34, 0.33, 0.33), (1.0, 0.0), (0.01, 0.0, 0.99)])
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A function (ratings, rule) -> the resolved splits and the (user, movie) pairs of each."""
+    folder = tmp_path_factory.mktemp("cut")
+
+    def resolve(rated, rule):
+        rows = [(user, movie, time) for (user, movie), time in rated.items()]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        table = pa.table(columns, names=["user_id", "movie_id", "timestamp"])
+        files = [folder / "0.parquet", folder / "1.parquet"]
+        pq.write_table(table.slice(0, len(rows) // 2), files[0])
+        pq.write_table(table.slice(len(rows) // 2), files[1])
+        splits = resolve_splits(files, rule)
+        with_database = Database()
+        members = {
+            split: with_database.execute(
+                f"SELECT user_id, movie_id FROM {parquet(files)} {clause(rule, splits.boundaries, split)}"
+            )
+            for split in SPLITS
+        }
+        with_database.close()
+        return splits, members
+
+    return resolve
+
+
+def in_exactly_one(rated, splits, members):
+    """Every row is in one split, and the stored counts are the clauses'."""
+    assert sorted(itertools.chain.from_iterable(members.values())) == sorted(rated)
+    assert splits.rows == {split: len(rows) for split, rows in members.items()}
+
+
+@settings(max_examples=25)
+@given(ratings, fractions)
+@example({("1", "1"): START, ("1", "2"): START}, (0.5, 0.5))
+@example({("1", "1"): START}, (0.8, 0.1, 0.1))
+def test_time_fractions(cut, rated, parts):
+    splits, members = cut(rated, SplitRule("time", fractions=parts))
+    in_exactly_one(rated, splits, members)
+    times = sorted(rated.values())
+    ranks = [round(len(times) * part) for part in itertools.accumulate(parts[:-1])]
+    edges = [times[rank] if rank < len(times) else times[-1] + 1 for rank in ranks]
+    assert splits.boundaries == tuple(edges)
+    edges = [times[0], *edges, *[times[-1] + 1] * (3 - len(edges))]
+    for split, low, high in zip(SPLITS, edges, edges[1:], strict=False):
+        assert {pair for pair, time in rated.items() if low <= time < high} == set(members[split])
+
+
+def test_time_fractions_are_exact_without_ties(cut):
+    rated = {("u", str(number)): START + 10 * number for number in range(100)}
+    splits, _ = cut(rated, SplitRule("time", fractions=(0.8, 0.1, 0.1)))
+    assert splits.rows == {"train": 80, "validation": 10, "test": 10}
+    assert splits.boundaries == (START + 800, START + 900)
+
+
+def test_equal_times_stay_together(cut):
+    rated = {("u", str(number)): START + (number >= 3) for number in range(10)}
+    splits, _ = cut(rated, SplitRule("time", fractions=(0.5, 0.5)))
+    assert splits.rows == {"train": 3, "validation": 7, "test": 0}
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "rows"),
+    [
+        ((START + 3,), {"train": 3, "validation": 7, "test": 0}),
+        ((START + 3, START + 5), {"train": 3, "validation": 2, "test": 5}),
+        ((START + 3, START + 3), {"train": 3, "validation": 0, "test": 7}),
+        ((0, 1), {"train": 0, "validation": 0, "test": 10}),
+        ((2**40,), {"train": 10, "validation": 0, "test": 0}),
+    ],
+)
+def test_time_boundaries(cut, boundaries, rows):
+    rated = {("u", str(number)): START + number for number in range(10)}
+    splits, members = cut(rated, SplitRule("time", boundaries=boundaries))
+    in_exactly_one(rated, splits, members)
+    assert splits.boundaries == boundaries
+    assert splits.rows == rows
+
+
+@settings(max_examples=25)
+@given(ratings, fractions, st.sampled_from([0, 1, 2**32 - 1]))
+def test_random_is_an_md5_of_the_key(cut, rated, parts, seed):
+    splits, members = cut(rated, SplitRule("random", fractions=parts, seed=seed))
+    in_exactly_one(rated, splits, members)
+    edges = [0, *(round(BUCKETS * part) for part in itertools.accumulate(parts[:-1])), BUCKETS]
+    for pair in rated:
+        digest = hashlib.md5("/".join([*pair, str(seed)]).encode()).digest()
+        bucket = int.from_bytes(digest[8:], "little") % BUCKETS
+        index = next(index for index, high in enumerate(edges[1:]) if bucket < high)
+        assert pair in members[SPLITS[index]]
+
+
+def test_random_fractions_are_about_right_and_seeds_differ(cut):
+    rated = {(str(number // 100), str(number % 100)): START for number in range(2_000)}
+    rule = SplitRule("random", fractions=(0.8, 0.1, 0.1), seed=1)
+    splits, members = cut(rated, rule)
+    assert splits.boundaries == bucket_boundaries(rule) == (800_000, 900_000)
+    assert 1_550 < splits.rows["train"] < 1_650
+    _, others = cut(rated, SplitRule("random", fractions=(0.8, 0.1, 0.1), seed=2))
+    assert set(members["test"]) != set(others["test"])
+
+
+@settings(max_examples=25)
+@given(ratings, st.integers(1, 3))
+def test_leave_last(cut, rated, last):
+    splits, members = cut(rated, SplitRule("leave_last", last=last))
+    in_exactly_one(rated, splits, members)
+    assert splits.boundaries == ()
+    expected = collections.defaultdict(set)
+    for user in {user for user, _ in rated}:
+        newest = sorted(
+            ((time, movie) for (other, movie), time in rated.items() if other == user), reverse=True
+        )
+        for rank, (_, movie) in enumerate(newest):
+            split = "test" if rank < last else "validation" if rank < 2 * last else "train"
+            expected[split].add((user, movie))
+    assert {split: set(rows) for split, rows in members.items()} == {
+        split: expected[split] for split in SPLITS
+    }
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        SplitRule("time", fractions=(0.8, 0.1, 0.1)),
+        SplitRule("random", fractions=(0.5, 0.5)),
+        SplitRule("leave_last"),
+    ],
+    ids=lambda rule: rule.kind,
+)
+def test_no_examples(tmp_path, rule):
+    schema = pa.schema([("user_id", pa.string()), ("movie_id", pa.string()), ("timestamp", pa.int64())])
+    pq.write_table(schema.empty_table(), tmp_path / "none.parquet")
+    splits = resolve_splits([tmp_path / "none.parquet"], rule)
+    assert splits.rows == {"train": 0, "validation": 0, "test": 0}
+
+
+def test_the_manifest_form():
+    splits = Splits(SplitRule("time", boundaries=(5,)), (5,), {"train": 1, "validation": 2, "test": 0})
+    assert splits.to_dict() == {
+        "kind": "time",
+        "boundaries": [5],
+        "rows": {"train": 1, "validation": 2, "test": 0},
+    }
+
+
+@pytest.fixture(scope="module")
+def database():
+    made = Database()
+    yield made
+    made.close()
+
+
+times = st.one_of(
+    st.lists(st.integers(0, 2**33), min_size=1, max_size=30),
+    st.lists(st.integers(START, START + 3), min_size=1, max_size=30),
+    st.lists(st.sampled_from([-(2**40), 0, 65_535, 65_536, 65_537, 2**40]), min_size=1, max_size=30),
+    st.builds(lambda time, count: [time] * count, st.integers(0, 2**33), st.integers(1, 5)),
+)
+
+
+@settings(max_examples=60)
+@given(times)
+def test_timestamp_at_is_what_a_sort_finds(database, some_times):
+    database.execute(
+        "CREATE OR REPLACE TABLE examples AS SELECT unnest($t::BIGINT[]) AS timestamp", {"t": some_times}
+    )
+    ordered = np.sort(np.array(some_times))
+    ranks = {0, len(ordered) // 3, len(ordered) - 1}
+    found = {rank: _timestamp_at(database, rank, int(ordered[0]), int(ordered[-1])) for rank in ranks}
+    assert found == {rank: int(ordered[rank]) for rank in ranks}
