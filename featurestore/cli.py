@@ -16,7 +16,7 @@ COMMANDS = {
     "run": ("featurestore.run_command:command", "Ingest, split, train and show the result, in one go."),
     "download": ("pipelines.download:command", "Fetch a MovieLens data set."),
     "generate": ("pipelines.generate_command:command", "Make MovieLens-shaped files of any size."),
-    "ingest": ("pipelines.ingest_command:command", "Turn raw files into a snapshot of slots."),
+    "ingest": ("pipelines.ingest:command", "Turn raw files into a snapshot of slots."),
     "query": ("featurestore.query_command:query", "Ask a snapshot in SQL."),
     "features": ("featurestore.query_command:features", "Show the features of a snapshot."),
     "splits": ("featurestore.query_command:splits", "Show the splits of a snapshot."),

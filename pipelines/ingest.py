@@ -1,178 +1,185 @@
-"""`slotstore ingest`: raw MovieLens files -> a snapshot, as a Beam pipeline.
+"""`slotstore ingest`: flags, progress and summary around `pipelines.job`."""
 
-Each byte range of the ratings becomes one shard; only vocabulary counts cross from worker to worker:
-
-.. code-block:: text
-
-    ranges -> ReadRatings -> JoinEntities -> DropDuplicates -> EncodeSlots -> WriteShards -> BuildVocabulary
-    users, movies -> ReadEntities --^                    (one shard and one report a range)
-    files  -> DescribeSource
-"""
-
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-import apache_beam as beam
-from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineResult
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
 
-from featurestore.errors import ArtifactError, SourceError, SpecError
-from featurestore.snapshot import Snapshot, staging
-from featurestore.spec import DEFAULT_SPEC, FeatureSpec, load_spec
-from pipelines.counters import NAMESPACE
-from pipelines.describe import DescribeSource
-from pipelines.duplicates import DropDuplicates, Rows, find_duplicates
-from pipelines.join import JoinEntities, ReadEntities, WriteEntityRejects
-from pipelines.publish import Reports, check_rejects, publish, read_reports
-from pipelines.read import ByteRange, ReadRatings, plan_ranges
-from pipelines.runner import choose_runner
-from pipelines.source import Source
-from pipelines.vocabulary import BuildVocabulary
-from pipelines.write import EncodeSlots, WriteShards
+from featurestore.spec import DEFAULT_SPEC, FeatureSpec
+from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, choose_spec, ingest
+from pipelines.movielens import FORMATS
+from pipelines.runner import pipeline_options
+from pipelines.shards import REPORTS
+from pipelines.source import Source, open_source
 
-SHARD_BYTES = 8 << 20
-"""Raw bytes of a shard by default: about 350,000 ratings."""
+EPILOG = """\b
+Examples:
+  slotstore ingest data/ml-1m --store store
+  slotstore ingest ml-100k --store store --spec article
+  slotstore ingest synthetic:ml-1m --store store
+  slotstore ingest ml-1m --store store --direct_num_workers 8 --direct_running_mode multi_processing
 
-Progress = Callable[[Path, int], None]
-"""Called once the plan is known, with the staging folder and the number of shards to come."""
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """One ingestion: what, with which spec, how many bad records are tolerated, how shards are cut.
-
-    max_reject_ratio: rejects over records read. shard_bytes: raw bytes of a shard, at least one line.
-    """
-
-    source: Source
-    spec: FeatureSpec
-    max_reject_ratio: float = 0.0
-    shard_bytes: int = SHARD_BYTES
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.max_reject_ratio <= 1:
-            problems.append(f"--max-reject-ratio must be in 0..1, got {self.max_reject_ratio}")
-        if self.shard_bytes < 1:
-            problems.append(f"--shard-bytes must be at least 1, got {self.shard_bytes}")
-        if problems:
-            raise SpecError("command line", problems)
-        self.spec.check_columns(self.source.format.columns, f"{self.source.uri} ({self.source.format.name})")
-
-    def ranges(self) -> list[ByteRange]:
-        """Return the byte ranges of the ratings, one a shard."""
-        path = self.source.ratings
-        return plan_ranges(path, path.stat().st_size, self.shard_bytes)
+Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
 
 
-@dataclass(frozen=True)
-class IngestResult:
-    """The snapshot, what it cost and the pipeline's counters by name."""
-
-    snapshot: Snapshot
-    seconds: float
-    counters: dict[str, int]
-
-
-def choose_spec(name: str | None, source: Source) -> tuple[FeatureSpec, list[str]]:
-    """Load the spec called for; without one, the default less what the source lacks (also returned)."""
-    if name is not None:
-        return load_spec(name), []
-    return load_spec(DEFAULT_SPEC).fit(source.format.columns)
-
-
-def build(pipeline: beam.Pipeline, config: IngestConfig, folder: Path, superseded: Rows) -> None:
-    """Add the ingestion to ``pipeline``: it writes shards and reports into ``folder``.
-
-    ``superseded``: rows that an earlier pass found to be duplicates.
-    """
-    source = config.source
-    entities = pipeline | "ReadEntities" >> ReadEntities(source.folder, source.format)
-    _ = entities | "WriteEntityRejects" >> WriteEntityRejects(folder)
-    _ = (
-        pipeline
-        | "Sources" >> beam.Create(source.format.files)
-        | "DescribeSource" >> DescribeSource(source.folder, folder)
-    )
-    _ = (
-        pipeline
-        | "Ranges" >> beam.Create(config.ranges())
-        | "ReadRatings" >> ReadRatings(source.format)
-        | "JoinEntities" >> JoinEntities(entities)
-        | "DropDuplicates" >> DropDuplicates(superseded)
-        | "EncodeSlots" >> EncodeSlots(config.spec)
-        | "WriteShards" >> WriteShards(folder)
-        | "BuildVocabulary" >> BuildVocabulary(config.spec, folder)
-    )
-
-
-def ingest(
-    config: IngestConfig,
+@click.command(
+    "ingest", epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+@click.argument("source")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the store; made if missing.",
+)
+@click.option(
+    "--spec",
+    "spec_name",
+    metavar="NAME|FILE",
+    help=f"A shipped spec (article, movielens) or a file. Default: as much of {DEFAULT_SPEC} as fits.",
+)
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(sorted(FORMATS)),
+    help="Format of SOURCE. Default: recognised.",
+)
+@click.option(
+    "--max-reject-ratio",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of bad records to keep as rejects before the ingestion fails.",
+)
+@click.option("--shard-bytes", type=int, default=SHARD_BYTES, show_default=True, help="Raw bytes of a shard.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: str,
     store: Path,
-    options: PipelineOptions,
-    progress: Progress | None = None,
+    spec_name: str | None,
+    format_name: str | None,
+    max_reject_ratio: float,
+    shard_bytes: int,
+    *,
+    as_json: bool,
 ) -> IngestResult:
-    """Run the pipeline and publish what it made; on any error the store stays as it was.
+    """Ingest raw MovieLens files into a snapshot of precomputed slots.
 
-    Raises:
-        SourceError: no record became an example.
-        TooManyRejects: more records are bad than the config allows.
-        StoreBusy: another ingestion into the store is running.
-        ArtifactError: the store cannot be written, or the disk is full.
+    SOURCE is a folder of ml-100k, ml-1m or ml-10m files, or synthetic:ml-1m, or synthetic:ROWS.
+    A failed or killed ingestion leaves the store as it was; run it again.
     """
-    started = time.perf_counter()
-    with staging(store) as stage:
-        if progress:
-            progress(stage.folder, len(config.ranges()))
-        counters, reports = _run(config, stage.folder, options, {})
-        superseded = _superseded(reports, stage.folder)
-        if superseded:  # rare: read again without them, so that shards, counts and vocabulary agree
-            counters, reports = _run(config, stage.folder, options, superseded)
-        if not reports.examples:
-            raise SourceError(f"{config.source.uri}: none of {reports.read:,} records became an example")
-        snapshot = publish(stage, config.spec, config.source, reports)
-    return IngestResult(snapshot, time.perf_counter() - started, counters)
+    options = pipeline_options(ctx.args, [option for each in ctx.command.params for option in each.opts])
+    err = Console(stderr=True)
+    opened = _open(source, store, format_name, err)
+    spec, dropped = choose_spec(spec_name, opened)
+    if dropped:
+        err.print(f"{opened.format.name} has no {', '.join(dropped)}: using the spec {spec.name} without.")
+    config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    with _progress(err) as follow:
+        result = ingest(config, store, options, follow)
+    click.echo(json.dumps(summary(result), indent=1) if as_json else summary_text(result, spec, store))
+    return result
 
 
-def _run(
-    config: IngestConfig, folder: Path, options: PipelineOptions, superseded: Rows
-) -> tuple[dict[str, int], Reports]:
-    pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
-    build(pipeline, config, folder, superseded)
-    try:
-        result = pipeline.run()
-        result.wait_until_finish()
-    except (OSError, RuntimeError) as error:
-        if "No space left on device" in str(error):
-            raise ArtifactError(
-                f"the disk that holds {folder.parent.parent} is full; nothing was published"
-            ) from error
-        raise
-    reports = read_reports(folder)
-    check_rejects(folder, reports.reject_shards, reports.read, config.max_reject_ratio)
-    return _counters(result), reports
+def _open(uri: str, store: Path, format_name: str | None, err: Console) -> Source:
+    with _bar(err) as bar:
+        task = bar.add_task("generating", visible=False)
+
+        def follow(rows: int, total: int) -> None:
+            bar.update(task, completed=rows, total=total, visible=True)
+
+        return open_source(uri, store, format_name, follow)
 
 
-def _superseded(reports: Reports, folder: Path) -> Rows:
-    shards = [folder / report.shard.path for report in reports.shards]
-    return find_duplicates(folder, shards, reports.examples)
+def _bar(err: Console) -> Bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Bar(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
-def _counters(result: PipelineResult) -> dict[str, int]:
-    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    return {counter.key.metric.name: counter.result for counter in found}
+@contextlib.contextmanager
+def _progress(err: Console) -> Iterator[Progress]:
+    """Yield a callback that shows how many shards are done, by counting their reports."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+    with _bar(err) as bar:
+
+        def follow(folder: Path, shards: int) -> None:
+            task = bar.add_task("ingesting shards", total=shards)
+            threads.append(threading.Thread(target=_watch, args=(bar, task, folder, stop), daemon=True))
+            threads[-1].start()
+
+        try:
+            yield follow
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
 
-def main() -> None:
-    """Run `slotstore ingest`, the same command."""
-    from featurestore.cli import run_command
-    from pipelines.ingest_command import command
+def _watch(bar: Bar, task: TaskID, folder: Path, stop: threading.Event) -> None:
+    done = 0
+    while not stop.wait(0.2):
+        done = max(
+            done, sum(1 for _ in (folder / REPORTS).glob("examples-*.json"))
+        )  # publishing removes them
+        bar.update(task, completed=done)
 
-    run_command(command)
+
+def summary(result: IngestResult) -> dict[str, object]:
+    """Return what happened, for machines."""
+    manifest = result.snapshot.manifest
+    return {
+        "snapshot": manifest.id,
+        "content_digest": manifest.content_digest,
+        "fingerprint": manifest.fingerprint,
+        "format": manifest.source["format"],
+        **manifest.counts,
+        "splits": manifest.splits["rows"],
+        "seconds": round(result.seconds, 3),
+        "rows_per_second": round(manifest.counts["read"] / result.seconds),
+        "bytes": sum(shard.bytes for shards in manifest.shards.values() for shard in shards),
+        "shards": len(manifest.shards["examples"]),
+        "counters": result.counters,
+    }
+
+
+def summary_text(result: IngestResult, spec: FeatureSpec, store: Path) -> str:
+    """Return what happened, for a person."""
+    facts, manifest = summary(result), result.snapshot.manifest
+    splits = ", ".join(f"{name} {rows:,}" for name, rows in manifest.splits["rows"].items())
+    return f"""snapshot  {manifest.id} in {store}  (spec {spec.name}, {manifest.source["format"]})
+read      {manifest.counts["read"]:,} rows in {result.seconds:.1f} s: {facts["rows_per_second"]:,} rows/s
+examples  {manifest.counts["examples"]:,}   rejects {manifest.counts["rejects"]:,}
+splits    {splits}
+size      {facts["bytes"]:,} bytes in {facts["shards"]} shard{"s" if facts["shards"] != 1 else ""}"""
 
 
 if __name__ == "__main__":
-    main()
+    from featurestore.cli import run_command
+
+    run_command(command)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ingest import IngestConfig, choose_spec, ingest
+from pipelines.job import IngestConfig, choose_spec, ingest
 from pipelines.runner import pipeline_options
 from pipelines.source import Source, open_source
 from pipelines.synthetic import generate
