@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -269,12 +269,13 @@ class Staging:
     store: Path
     folder: Path
 
-    def publish(self, manifest: Manifest) -> Snapshot:
+    def publish(self, manifest: Manifest, prepare: Callable[[Snapshot], object] | None = None) -> Snapshot:
         """Make the staged files the newest snapshot, all at once.
 
         The rename of the folder is the moment at which the snapshot exists; by then its bytes are on
         the disk. Where an intact snapshot of the same content is there already, that one becomes the
-        newest; a damaged one is replaced.
+        newest; a damaged one is replaced. ``prepare`` is called before it becomes the newest: if it
+        fails, the last one stays.
         """
         manifest = dataclasses.replace(manifest, id=_id(self.folder, manifest))
         _write_durably(self.folder / "manifest.json", manifest.to_json())
@@ -287,6 +288,8 @@ class Staging:
                 target.rename(self.folder.with_name(f"damaged-{uuid.uuid4().hex}"))
             self.folder.rename(target)
             _sync(target.parent)
+        if prepare:
+            prepare(open_snapshot(self.store, manifest.id))
         _write_durably(self.store / "LATEST", manifest.id + "\n")
         return open_snapshot(self.store, manifest.id)
 

@@ -113,7 +113,7 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
     digest = content_digest(spec.fingerprint, reports.examples, sums)
     for scratch in (REPORTS, KEYS_FOLDER):
         shutil.rmtree(staging.folder / scratch)
-    snapshot = staging.publish(
+    return staging.publish(
         Manifest(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             fingerprint=spec.fingerprint,
@@ -130,7 +130,6 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
             splits=splits.to_dict(),
             shards={"examples": examples, "vocabulary": reports.vocabulary, "rejects": reports.reject_shards},
             versions={name: importlib.metadata.version(name) for name in PACKAGES},
-        )
+        ),
+        prepare=lambda snapshot: write_catalog(staging.store, snapshot),
     )
-    write_catalog(staging.store, snapshot)
-    return snapshot

@@ -4,12 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipelines.job import IngestConfig, choose_spec, ingest
 from pipelines.runner import pipeline_options
 from pipelines.source import Source, open_source
 from pipelines.synthetic import generate
 from pipelines.synthetic_shape import SyntheticShape
+
+# The same examples on every run, however slow the machine.
+settings.register_profile("slotstore", derandomize=True, deadline=None)
+settings.load_profile("slotstore")
 
 
 def _ingest(folder, store, spec=None, flags=(), **options):

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import settings
 
 from featurestore.database import resolve_splits
 from featurestore.digest import add_sums, content_digest, file_digest, row_sums
@@ -16,10 +15,6 @@ from featurestore.encode import encode
 from featurestore.hashing import hash_values
 from featurestore.snapshot import REJECTS_SCHEMA, VOCABULARY_SCHEMA, Manifest, Shard, staging
 from featurestore.spec import parse_spec
-
-# The same examples on every run, however slow the machine.
-settings.register_profile("slotstore", derandomize=True, deadline=None)
-settings.load_profile("slotstore")
 
 TIME_SPLIT = {"kind": "time", "fractions": [0.8, 0.1, 0.1]}
 

@@ -355,3 +355,17 @@ def test_shards_are_plain_parquet(tiny_store):
     assert set(kinds.values()) == {pa.int32()}
     assert schema.field("timestamp").type == pa.int64()
     assert schema.field("rating").type == pa.float32()
+
+
+def test_without_a_catalog_the_last_snapshot_stays_the_newest(tiny_source, ingest_folder, tmp_path):
+    store = tmp_path / "store"
+    before = ingest_folder(tiny_source.folder, store).snapshot
+    (store / "catalog.duckdb").unlink()
+    (store / "catalog.duckdb" / "in the way").mkdir(parents=True)
+    append(tiny_source.folder / "ratings.dat", b"bad\n")
+    with pytest.raises(OSError, match=r"catalog\.duckdb"):
+        ingest_folder(tiny_source.folder, store, max_reject_ratio=1.0)
+    assert open_snapshot(store) == before
+    shutil.rmtree(store / "catalog.duckdb")
+    assert ingest_folder(tiny_source.folder, store, max_reject_ratio=1.0).snapshot == open_snapshot(store)
+    assert open_snapshot(store) != before
