@@ -11,7 +11,14 @@ import pyarrow as pa
 
 from featurestore.errors import QueryError
 from featurestore.output import TABLE_ROWS, WRITERS, table_text, whole_file
-from featurestore.snapshot import KINDS, latest, list_snapshots, no_snapshot, open_snapshot
+from featurestore.snapshot import (
+    KINDS,
+    latest,
+    list_snapshots,
+    no_snapshot,
+    open_snapshot,
+    unreadable_snapshots,
+)
 from featurestore.splits import Splits
 from featurestore.store import FeatureStore
 
@@ -147,7 +154,9 @@ def snapshots() -> None:
 @json_option
 def list_command(store: Path, *, as_json: bool) -> None:
     """List the store's snapshots, oldest first."""
-    found = list_snapshots(store)
+    found, unreadable = list_snapshots(store), unreadable_snapshots(store)
+    for problem in unreadable.values():
+        click.echo(f"left out: {problem}", err=True)
     if not found:
         raise no_snapshot(store)
     newest = latest(store)

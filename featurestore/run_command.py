@@ -1,5 +1,6 @@
 """`slotstore run`: the whole way once, from raw files to a trained model, by calling the other commands."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -50,27 +51,31 @@ def command(
     Without --source it makes up ratings shaped like ml-1m, which have a structure to learn.
     """
     train_args = ["--store", str(store), *ctx.args]
-    # A wrong option of training is told before the ingestion.
-    load("train").make_context("train", list(train_args), parent=ctx)
+    _check_training(train_args)
     if source is None:
         click.echo(
             f"No --source given: using {DEFAULT_SOURCE}, made-up ratings of the same shape as MovieLens 1M.\n"
             "For the real ones: slotstore download ml-1m && slotstore run --source data/ml-1m\n"
         )
-    ingest_args = [
-        source or DEFAULT_SOURCE,
-        "--store",
-        str(store),
-        "--max-reject-ratio",
-        str(max_reject_ratio),
-    ]
+    ingest_args = [source or DEFAULT_SOURCE, "--store", str(store)]
+    if max_reject_ratio:
+        ingest_args += ["--max-reject-ratio", str(max_reject_ratio)]
     _step("ingest", [*ingest_args, *(["--spec", spec] if spec else [])])
     _step("splits", ["--store", str(store)])
     _step("train", train_args)
-    click.echo("Try next:\n" + "\n".join(f"  slotstore {text} --store {store}" for text in NEXT))
+    quoted = shlex.quote(str(store))
+    click.echo("Try next:\n" + "\n".join(f"  slotstore {text} --store {quoted}" for text in NEXT))
+
+
+def _check_training(args: list[str]) -> None:
+    """Tell a wrong option of training before the ingestion."""
+    context = load("train").make_context("slotstore train", list(args))
+    for name, flag in (("as_json", "--json"), ("snapshot", "--snapshot")):
+        if context.params.get(name) not in (False, "latest"):
+            raise click.UsageError(f"{flag} is for `slotstore train`, not for `slotstore run`")
 
 
 def _step(name: str, args: list[str]) -> None:
-    click.secho(f"== slotstore {name} {' '.join(args)}", bold=True)
+    click.secho(f"== slotstore {name} {shlex.join(args)}", bold=True)
     load(name).main(args=args, prog_name=f"slotstore {name}", standalone_mode=False)
     click.echo()

@@ -142,9 +142,15 @@ def as_integer(value: object) -> int:
 
 def as_number(value: object) -> float:
     """Return a finite number; ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"not a number: {value!r}")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"not a number: {value!r}")  # noqa: TRY004 - low layers raise ValueError
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError("a number too large") from error
+    if not math.isfinite(number):
+        raise ValueError(f"not a finite number: {number}")
+    return number
 
 
 def as_unix_seconds(value: object) -> int:

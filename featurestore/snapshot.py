@@ -197,9 +197,21 @@ def _id(folder: Path, manifest: Manifest) -> str:
 
 
 def list_snapshots(store: Path) -> list[Snapshot]:
-    """Return the store's snapshots, oldest first."""
-    found = [_read(folder) for folder in _folders(store)]
+    """Return the store's snapshots, oldest first, without those of `unreadable_snapshots`."""
+    unreadable = unreadable_snapshots(store)
+    found = [_read(folder) for folder in _folders(store) if folder.name not in unreadable]
     return sorted(found, key=lambda snapshot: (snapshot.manifest.created, snapshot.manifest.id))
+
+
+def unreadable_snapshots(store: Path) -> dict[str, str]:
+    """Return what is wrong with the manifests that are damaged or of another version, by snapshot id."""
+    found = {}
+    for folder in _folders(store):
+        try:
+            _read(folder)
+        except ArtifactError as error:
+            found[folder.name] = str(error)
+    return found
 
 
 def open_snapshot(store: Path, snapshot_id: str | None = None) -> Snapshot:
@@ -210,7 +222,7 @@ def open_snapshot(store: Path, snapshot_id: str | None = None) -> Snapshot:
         VersionError: it was written by another format version.
         ArtifactError: its manifest or a shard is damaged.
     """
-    wanted = snapshot_id or latest(store)
+    wanted = snapshot_id if snapshot_id and snapshot_id != "latest" else latest(store)
     folders = {folder.name: folder for folder in _folders(store)}
     matches = [wanted] if wanted in folders else [name for name in folders if name.startswith(wanted)]
     if len(matches) == 1:
@@ -229,11 +241,16 @@ def _folders(store: Path) -> list[Path]:
 
 
 def latest(store: Path) -> str:
-    """Return the id of the newest snapshot; NotFound where the store has none."""
+    """Return the id of the newest snapshot; NotFound where the store has none.
+
+    A first ingestion that was killed before it could write LATEST left a snapshot all the same.
+    """
     try:
         return (store / "LATEST").read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise no_snapshot(store) from error
+        if not (found := list_snapshots(store)):
+            raise no_snapshot(store) from error
+        return found[-1].manifest.id
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{store / 'LATEST'} cannot be read ({error}): ingest the source again, or name a --snapshot"

@@ -40,6 +40,8 @@ DEFAULT_SPEC = "movielens"
 SPLITS = ("train", "validation", "test")
 SPLIT_KINDS = ("time", "random", "leave_last")
 MAX_LOOKUPS = 64
+LAST_SECOND = 4_102_444_800
+"""2100-01-01 in unix seconds: a later boundary is one in milliseconds."""
 MAX_DIM = 65_536
 MAX_LAST = 1_000_000
 
@@ -167,15 +169,15 @@ def load_spec(name_or_path: str | Path) -> FeatureSpec:
     Raises:
         SpecError: with every problem of the file, or the known names where there is no such file.
     """
-    shipped = SPECS / f"{name_or_path}.toml"
-    path = shipped if shipped.is_file() else Path(name_or_path)
+    name = str(name_or_path)
+    path = SPECS / f"{name}.toml" if name in shipped_specs() else Path(name_or_path)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         hint = did_you_mean(str(name_or_path), shipped_specs())
         message = f"neither a shipped spec nor a readable file{hint}: {error.strerror}"
         raise SpecError(f"spec {str(name_or_path)!r}", [message]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers too long and lists too deep
         raise SpecError(f"spec {path}", [f"not TOML: {error}"]) from error
     return parse_spec(data, name=path.stem, where=f"spec {path.name}")
 
@@ -277,7 +279,9 @@ def _are_fractions(parts: Sequence[float]) -> bool:
 
 
 def _are_boundaries(times: Sequence[int]) -> bool:
-    return len(times) <= 2 and list(times) == sorted(times)
+    return (
+        len(times) <= 2 and list(times) == sorted(times) and all(0 <= time <= LAST_SECOND for time in times)
+    )
 
 
 def _misfits(rule: SplitRule, data: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,6 @@ a time, so memory does not grow with the rows; only where two are equal is the t
 The rating with the latest event time is kept, at equal times the last in the source.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from featurestore.digest import row_words
 from pipelines.counters import StepCounters
 from pipelines.movielens import KEYS
 from pipelines.read import Records, reject_rows
+from pipelines.runner import available_cores
 
 KEYS_FOLDER = "keys"
 SLICE_ROWS = 16_000_000
@@ -48,7 +48,7 @@ def _read_keys(file: Path) -> npt.NDArray[np.uint64]:
 
 def repeated_keys(files: Sequence[Path], rows: int) -> bool:
     """Whether any key occurs twice in the sorted key files, which hold ``rows`` in all."""
-    workers = os.cpu_count() or 1
+    workers = available_cores()
     slices = max(workers, -(-rows // SLICE_ROWS))
     edges = [np.uint64((1 << 64) * number // slices) for number in range(1, slices)]
     keys = [_read_keys(file) for file in files]

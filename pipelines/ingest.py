@@ -33,7 +33,7 @@ Examples:
   slotstore ingest data/ml-1m --store store
   slotstore ingest ml-100k --store store --spec article
   slotstore ingest synthetic:ml-1m --store store
-  slotstore ingest ml-1m --store store --direct_num_workers 8 --direct_running_mode multi_processing
+  slotstore ingest data/ml-1m --store store --direct_num_workers 8
 
 Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
 
@@ -88,11 +88,12 @@ def command(
     """
     options = pipeline_options(ctx.args, [option for each in ctx.command.params for option in each.opts])
     err = Console(stderr=True)
-    opened = _open(source, store, format_name, err)
+    opened = open_source(source, store, format_name)
     spec, dropped = choose_spec(spec_name, opened)
     if dropped:
         err.print(f"{opened.format.name} has no {', '.join(dropped)}: using the spec {spec.name} without.")
     config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes)
+    _prepare(opened, err)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     with _progress(err) as follow:
         result = ingest(config, store, options, follow)
@@ -100,14 +101,10 @@ def command(
     return result
 
 
-def _open(uri: str, store: Path, format_name: str | None, err: Console) -> Source:
+def _prepare(source: Source, err: Console) -> None:
     with _bar(err) as bar:
         task = bar.add_task("generating", visible=False)
-
-        def follow(rows: int, total: int) -> None:
-            bar.update(task, completed=rows, total=total, visible=True)
-
-        return open_source(uri, store, format_name, follow)
+        source.prepare(lambda rows, total: bar.update(task, completed=rows, total=total, visible=True))
 
 
 def _bar(err: Console) -> Bar:

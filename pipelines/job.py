@@ -9,6 +9,7 @@ Each byte range of the ratings becomes one shard; only vocabulary counts cross f
     files  -> DescribeSource
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,12 @@ class IngestConfig:
             problems.append(f"--shard-bytes must be at least 1, got {self.shard_bytes}")
         if problems:
             raise SpecError("command line", problems)
-        self.spec.check_columns(self.source.format.columns, f"{self.source.uri} ({self.source.format.name})")
+        where = f"{self.source.uri} ({self.source.format.name})"
+        self.spec.check_columns(self.source.format.columns, where)
+        numbers = [feature for feature in self.spec.features if feature.column == self.spec.label.column]
+        if numbers:
+            names = ", ".join(repr(feature.name) for feature in numbers)
+            raise SpecError(f"spec {self.spec.name!r}", [f"feature {names} reads the label's own column"])
 
     def ranges(self) -> list[ByteRange]:
         """Return the byte ranges of the ratings, one a shard."""
@@ -84,10 +90,12 @@ def choose_spec(name: str | None, source: Source) -> tuple[FeatureSpec, list[str
     return load_spec(DEFAULT_SPEC).fit(source.format.columns)
 
 
-def build(pipeline: beam.Pipeline, config: IngestConfig, folder: Path, superseded: Rows) -> None:
+def build(
+    pipeline: beam.Pipeline, config: IngestConfig, ranges: list[ByteRange], folder: Path, superseded: Rows
+) -> None:
     """Add the ingestion to ``pipeline``: it writes shards and reports into ``folder``.
 
-    ``superseded``: rows that an earlier pass found to be duplicates.
+    ``ranges``: of the ratings, one a shard. ``superseded``: rows that an earlier pass found to be duplicates.
     """
     source = config.source
     entities = pipeline | "ReadEntities" >> ReadEntities(source.folder, source.format)
@@ -99,7 +107,7 @@ def build(pipeline: beam.Pipeline, config: IngestConfig, folder: Path, supersede
     )
     _ = (
         pipeline
-        | "Ranges" >> beam.Create(config.ranges())
+        | "Ranges" >> beam.Create(ranges)
         | "ReadRatings" >> ReadRatings(source.format)
         | "JoinEntities" >> JoinEntities(entities)
         | "DropDuplicates" >> DropDuplicates(superseded)
@@ -118,42 +126,70 @@ def ingest(
     """Run the pipeline and publish what it made; on any error the store stays as it was.
 
     Raises:
-        SourceError: no record became an example.
+        SourceError: no record became an example, or the source changed while it was read.
         TooManyRejects: more records are bad than the config allows.
         StoreBusy: another ingestion into the store is running.
         ArtifactError: the store cannot be written, or the disk is full.
     """
     started = time.perf_counter()
-    with staging(store) as stage:
-        if progress:
-            progress(stage.folder, len(config.ranges()))
-        counters, reports = _run(config, stage.folder, options, {})
-        superseded = _superseded(reports, stage.folder)
-        if superseded:  # rare: read again without them, so that shards, counts and vocabulary agree
-            counters, reports = _run(config, stage.folder, options, superseded)
-        if not reports.examples:
-            raise SourceError(f"{config.source.uri}: none of {reports.read:,} records became an example")
-        snapshot = publish(stage, config.spec, config.source, reports)
+    try:
+        with staging(store) as stage:
+            counters, reports = _read_source(config, stage.folder, options, progress)
+            snapshot = publish(stage, config.spec, config.source, reports)
+    except OSError as error:
+        raise ArtifactError(f"ingestion into {store} failed, nothing was published: {error}") from error
     return IngestResult(snapshot, time.perf_counter() - started, counters)
 
 
-def _run(
-    config: IngestConfig, folder: Path, options: PipelineOptions, superseded: Rows
+def _read_source(
+    config: IngestConfig, folder: Path, options: PipelineOptions, progress: Progress | None
 ) -> tuple[dict[str, int], Reports]:
-    pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
-    build(pipeline, config, folder, superseded)
+    """Read the source into ``folder``: once, or twice where some ratings supersede others."""
+    stamps, ranges = config.source.stamps(), config.ranges()
+    if progress:
+        progress(folder, len(ranges))
+    counters, reports = _run(config, ranges, folder, options, {})
+    superseded = _superseded(reports, folder)
+    if superseded:  # rare: read again without them, so that shards, counts and vocabulary agree
+        for path in folder.iterdir():
+            shutil.rmtree(path)
+        counters, reports = _run(config, ranges, folder, options, superseded)
+    if config.source.stamps() != stamps:
+        raise SourceError(f"{config.source.uri} changed while it was read, nothing was published: run again")
+    if not reports.examples:
+        raise SourceError(
+            f"{config.source.uri}: none of {reports.read:,} records became an example. "
+            "Is it the right folder, or the right --format?"
+        )
+    return counters, reports
+
+
+def _run(
+    config: IngestConfig, ranges: list[ByteRange], folder: Path, options: PipelineOptions, superseded: Rows
+) -> tuple[dict[str, int], Reports]:
+    try:
+        pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
+    except ValueError as error:  # Beam's own checks of its flags
+        raise SpecError("command line", [str(error)]) from error
+    build(pipeline, config, ranges, folder, superseded)
     try:
         result = pipeline.run()
         result.wait_until_finish()
-    except (OSError, RuntimeError) as error:
-        if "No space left on device" in str(error):
-            raise ArtifactError(
-                f"the disk that holds {folder.parent.parent} is full; nothing was published"
-            ) from error
-        raise
+    except RuntimeError as error:
+        raise _told(error) from error
     reports = read_reports(folder)
+    assert len(reports.shards) == len(ranges)
     check_rejects(folder, reports.reject_shards, reports.read, config.max_reject_ratio)
     return _counters(result), reports
+
+
+def _told(error: RuntimeError) -> Exception:
+    """Return what a worker's failure means to a user: a disk or file that failed, or the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if "[Errno " in line]
+    if not lines:
+        return error
+    reason = lines[-1].split(" [while running")[0]
+    return ArtifactError(f"a worker failed, nothing was published: {reason}")
 
 
 def _superseded(reports: Reports, folder: Path) -> Rows:

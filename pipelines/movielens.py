@@ -28,6 +28,7 @@ FIRST_TIMESTAMP = 788_918_400  # 1995-01-01; MovieLens' first ratings are of tha
 LAST_TIMESTAMP = 4_102_444_800  # 2100-01-01
 
 _ID = re.compile(r"[0-9]+", re.ASCII)
+_SECONDS = re.compile(r"0*[0-9]{1,12}", re.ASCII)  # int() refuses thousands of digits
 _NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+", re.ASCII)
 _GENRES_100K = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
@@ -111,9 +112,10 @@ def rating_of(text: str) -> float:
 
 
 def _timestamp_of(text: str) -> int:
-    if not _ID.fullmatch(text) or not FIRST_TIMESTAMP <= int(text) <= LAST_TIMESTAMP:
+    seconds = int(text.lstrip("0") or "0") if _SECONDS.fullmatch(text) else 0
+    if not FIRST_TIMESTAMP <= seconds <= LAST_TIMESTAMP:
         raise BadRecord("timestamp", f"timestamp must be unix seconds from 1995 to 2100, got {text!r}")
-    return int(text)
+    return seconds
 
 
 def _split_fields(line: str, separator: str, columns: tuple[str, ...]) -> Fields:

@@ -33,6 +33,8 @@ from pipelines.movielens import (
 )
 
 BLOCK_BYTES = 1 << 20
+MAX_RAW = 4096
+"""Characters of a bad line that a reject keeps: a file without line ends is one line."""
 RATINGS_SCHEMA = pa.schema(
     [("user_id", TEXT), ("movie_id", TEXT), ("rating", pa.float32()), ("timestamp", pa.int64())]
 )
@@ -205,7 +207,13 @@ def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 
 def reject(file: str, offset: int, column: str, raw: str, reason: str) -> dict[str, object]:
     """Return one row of a rejects table."""
-    return {"file": file, "byte_offset": offset, "source_column": column, "raw": raw, "reason": reason}
+    return {
+        "file": file,
+        "byte_offset": offset,
+        "source_column": column,
+        "raw": raw[:MAX_RAW],
+        "reason": reason[:MAX_RAW],
+    }
 
 
 def rejects_table(rows: Sequence[dict[str, object]]) -> pa.Table:

@@ -24,7 +24,24 @@ def pipeline_options(flags: Sequence[str], own: Sequence[str] = ()) -> PipelineO
     problems = [f"unknown flag {flag}{_suggestion(flag, known)}" for flag in unknown if flag.startswith("-")]
     if unknown:
         raise SpecError("command line", problems or [f"unexpected argument {text!r}" for text in unknown])
-    return PipelineOptions(list(flags))
+    options = PipelineOptions([*flags, *_local_defaults(flags)])
+    if options.view_as(DirectOptions).direct_num_workers < 0:
+        raise SpecError("command line", ["--direct_num_workers must be at least 0 (0: one for each core)"])
+    return options
+
+
+def _local_defaults(flags: Sequence[str]) -> list[str]:
+    """Return a thread for each core, where the flags do not say how the local runner works."""
+    given = {flag.split("=", maxsplit=1)[0] for flag in flags}
+    mode = [] if "--direct_running_mode" in given else ["--direct_running_mode=multi_threading"]
+    if "--direct_num_workers" in given or (not mode and "in_memory" in " ".join(flags)):
+        return mode
+    return [*mode, f"--direct_num_workers={available_cores()}"]
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _suggestion(flag: str, known: Sequence[str]) -> str:
@@ -53,14 +70,8 @@ class _Parser(argparse.ArgumentParser):
 def choose_runner(options: PipelineOptions) -> PipelineRunner | None:
     """Return the runner to use, None for the one the flags name.
 
-    On one machine this is Beam's own portable runner with a thread for each core: Arrow, which does
-    the work, releases the interpreter's lock. Beam's switching DirectRunner would first look for a
+    On one machine this is Beam's own portable runner, by default with a thread for each core: Arrow,
+    which does the work, releases the interpreter's lock. Beam's switching DirectRunner would first look for a
     Prism binary on the network.
     """
-    if options.view_as(StandardOptions).runner not in LOCAL_RUNNERS:
-        return None
-    direct = options.view_as(DirectOptions)
-    if direct.direct_running_mode == "in_memory" and direct.direct_num_workers == 1:
-        direct.direct_running_mode = "multi_threading"
-        direct.direct_num_workers = os.cpu_count() or 1
-    return FnApiRunner()
+    return FnApiRunner() if options.view_as(StandardOptions).runner in LOCAL_RUNNERS else None

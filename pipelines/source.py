@@ -4,39 +4,64 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import SourceError
+from featurestore.errors import ArtifactError, SourceError
 from pipelines.movielens import ML_1M, SourceFormat, recognise
-from pipelines.synthetic import generate
-from pipelines.synthetic_shape import parse_shape
+from pipelines.synthetic import generate, is_complete
+from pipelines.synthetic_shape import SyntheticShape, parse_shape
 
 SYNTHETIC = "synthetic:"
 
 
+Stamp = tuple[int, int, int]
+"""A file's size, modification time and inode: another one means that it was written to or replaced."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """Raw files: where they are and what format they have. ``uri`` is what the user asked for."""
+    """Raw files: where they are and what format they have. ``uri`` is what the user asked for.
+
+    Those of a synthetic source, which has a ``shape``, are there once it is prepared.
+    """
 
     uri: str
     folder: Path
     format: SourceFormat
+    shape: SyntheticShape | None = None
 
     @property
     def ratings(self) -> Path:
         """The file of ratings."""
         return self.folder / self.format.ratings
 
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Make the files of a synthetic source, or use those made before.
 
-def open_source(
-    uri: str, store: Path, format_name: str | None = None, progress: Callable[[int, int], None] | None = None
-) -> Source:
-    """Open a folder, or make the synthetic source that ``synthetic:SHAPE`` names.
+        ``progress`` is called with the number of ratings generated so far and that of all.
 
-    Synthetic files are kept in ``<store>/sources`` and used again. ``progress`` is called with the
-    number of ratings generated so far and that of all.
+        Raises:
+            StoreBusy: another process is generating the same source.
+            ArtifactError: the store cannot be written.
+        """
+        if (shape := self.shape) is None:
+            return
+        report = None if progress is None else lambda rows: progress(rows, shape.rows)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            generate(shape, self.folder, report, overwrite=not is_complete(shape, self.folder))
+        except OSError as error:
+            raise ArtifactError(f"{self.folder} cannot be written: {error}") from error
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Return each file's stamp, to see later whether it has changed."""
+        found = {name: (self.folder / name).stat() for name in self.format.files}
+        return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
+
+
+def open_source(uri: str, store: Path, format_name: str | None = None) -> Source:
+    """Find out what a source is; synthetic files are kept in ``<store>/sources``. Nothing is written.
 
     Raises:
         SourceError: the folder is missing or holds no known format, or the shape is not understood.
-        StoreBusy: another process is generating the same source.
     """
     if not uri.startswith(SYNTHETIC):
         return Source(uri, Path(uri), recognise(Path(uri), format_name))
@@ -44,7 +69,4 @@ def open_source(
         shape = parse_shape(uri.removeprefix(SYNTHETIC))
     except ValueError as error:
         raise SourceError(f"source {uri!r}: {error}") from error
-    folder = store / "sources" / f"synthetic-{shape.rows}-{shape.seed}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    generate(shape, folder, None if progress is None else lambda rows: progress(rows, shape.rows))
-    return Source(uri, folder, ML_1M)
+    return Source(uri, store / "sources" / f"synthetic-{shape.rows}-{shape.seed}", ML_1M, shape)

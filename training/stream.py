@@ -26,6 +26,9 @@ A shuffled split that is kept also has the next epoch's order. One that is large
 one in use and the one being read.
 """
 
+PART_ROWS = 65_536
+"""Rows that are brought into their order at a time."""
+
 Block = tuple[Rows, Order | None]  # packed rows (n, L + 1), their order (n,) where shuffled
 
 
@@ -85,8 +88,8 @@ class SplitStream:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch; epochs can be asked for in any order, and again."""
-        with contextlib.closing(self._blocks(number)) as blocks:
-            for rows in _cut(blocks, self.batch_size):
+        with contextlib.closing(prefetch(_gather(self._blocks(number), self.batch_size))) as parts:
+            for rows in _cut(parts, self.batch_size):
                 yield self._deliver(rows)
 
     def _blocks(self, epoch: int) -> Generator[Block, None, None]:
@@ -134,15 +137,30 @@ class SplitStream:
 _REMEDY = "\n`slotstore snapshots verify` says which shards are damaged; ingest the source again."
 
 
-def _cut(blocks: Iterable[Block], batch_size: int) -> Iterator[Rows]:
-    """Cut blocks into batches (batch_size, L + 1); what a block leaves over begins the next one's first."""
+def _gather(blocks: Generator[Block, None, None], batch_size: int) -> Generator[Rows, None, None]:
+    """Bring blocks into their order, in parts of whole batches; a block without an order stays as it is.
+
+    The parts are made ahead by a thread, so that the training does not wait for memory: where its own
+    work has filled the caches, picking the rows of a batch costs it several times what it costs alone.
+    """
+    part_rows = -(-PART_ROWS // batch_size) * batch_size
+    with contextlib.closing(blocks):
+        for rows, order in blocks:
+            if order is None:
+                yield rows
+                continue
+            for start in range(0, len(rows), part_rows):
+                yield rows.take(order[start : start + part_rows], axis=0)
+
+
+def _cut(parts: Iterable[Rows], batch_size: int) -> Iterator[Rows]:
+    """Cut parts into batches (batch_size, L + 1); what a part leaves over begins the next one's first."""
     left: Rows | None = None
-    for rows, order in blocks:
+    for rows in parts:
         start = 0
         while start < len(rows):
             stop = min(start + batch_size - (0 if left is None else len(left)), len(rows))
-            # numpy gathers as fast as torch's threads, which would be in the way of the step's
-            part = rows[start:stop] if order is None else rows.take(order[start:stop], axis=0)
+            part = rows[start:stop]
             start, left = stop, part if left is None else np.concatenate([left, part])
             if len(left) == batch_size:
                 yield left

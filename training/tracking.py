@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def next_command(run: TrackedRun) -> str:
     """Return what to do to see a run."""
     if run.tracking_uri.startswith(("http://", "https://")):
         return f"in a browser: {run.tracking_uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-    return f"mlflow ui --backend-store-uri {run.tracking_uri}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(run.tracking_uri)}"
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from featurestore.errors import SpecError
 from featurestore.hashing import MAX_SEED, MAX_SLOTS, default_seed
 from featurestore.spec import (
     DEFAULT_SPEC,
+    LAST_SECOND,
     MAX_LOOKUPS,
     Feature,
     FeatureSpec,
@@ -204,6 +205,7 @@ def test_a_missing_section_is_one_problem():
         ({"split": {"boundaries": ["soon"]}}, "split.boundaries must be"),
         ({"split": {"boundaries": [datetime.time(1)]}}, "split.boundaries must be"),
         ({"split": {"boundaries": [1.5]}}, "split.boundaries must be"),
+        ({"split": {"boundaries": [978300760000]}}, "split.boundaries must be"),  # milliseconds
         ({"split": {"kind": "random", "fractions": [0.5, 0.5], "seed": -1}}, "split.seed must be a whole"),
         ({"split": {"kind": "leave_last", "last": 0}}, "split.last must be a whole number in 1..1000000"),
         ({"split": {"kind": "leave_last", "fractions": [0.5, 0.5]}}, "split.fractions does not apply to a"),
@@ -238,7 +240,7 @@ splits = st.one_of(
     st.builds(
         SplitRule,
         st.just("time"),
-        boundaries=st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=2).map(
+        boundaries=st.lists(st.integers(0, LAST_SECOND), min_size=1, max_size=2).map(
             lambda x: tuple(sorted(x))
         ),
     ),

@@ -13,10 +13,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import DirectOptions
 
 from featurestore.errors import ArtifactError, SourceError, SpecError, StoreBusy, TooManyRejects, VersionError
 from featurestore.snapshot import list_snapshots, open_snapshot
+from featurestore.spec import SPECS
 from featurestore.store import FeatureStore
+from pipelines import job
+from pipelines.runner import available_cores, pipeline_options
+from pipelines.source import open_source
 
 SLOTSTORE = [sys.executable, "-m", "pipelines.ingest"]
 
@@ -342,7 +347,8 @@ def test_a_full_disk_is_said_and_publishes_nothing(synthetic_source, tmp_path):
             text=True,
         )
         assert done.returncode == ArtifactError.exit_code, done.stderr
-        assert "is full; nothing was published" in done.stderr
+        assert "nothing was published" in done.stderr
+        assert "No space left on device" in done.stderr
         assert untouched(disk / "store")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -363,9 +369,78 @@ def test_without_a_catalog_the_last_snapshot_stays_the_newest(tiny_source, inges
     (store / "catalog.duckdb").unlink()
     (store / "catalog.duckdb" / "in the way").mkdir(parents=True)
     append(tiny_source.folder / "ratings.dat", b"bad\n")
-    with pytest.raises(OSError, match=r"catalog\.duckdb"):
+    with pytest.raises(ArtifactError, match=r"nothing was published.*catalog\.duckdb"):
         ingest_folder(tiny_source.folder, store, max_reject_ratio=1.0)
     assert open_snapshot(store) == before
     shutil.rmtree(store / "catalog.duckdb")
     assert ingest_folder(tiny_source.folder, store, max_reject_ratio=1.0).snapshot == open_snapshot(store)
     assert open_snapshot(store) != before
+
+
+@pytest.mark.parametrize("change", [b"", b"1::1::3::978300500\n"], ids=["touched", "appended"])
+def test_a_source_that_changes_while_it_is_read_is_refused(
+    tiny_source, ingest_folder, tmp_path, monkeypatch, change
+):
+    path = tiny_source.folder / "ratings.dat"
+    read = job._run
+
+    def read_then_change(*args):
+        result = read(*args)
+        append(path, change)
+        return result
+
+    monkeypatch.setattr(job, "_run", read_then_change)
+    with pytest.raises(SourceError, match="changed while it was read"):
+        ingest_folder(tiny_source.folder, tmp_path / "store")
+    assert untouched(tmp_path / "store")
+
+
+def test_a_spec_that_reads_the_label_is_refused(tiny_source, ingest_folder, tmp_path):
+    spec = tmp_path / "leak.toml"
+    text = (SPECS / "article.toml").read_text()
+    spec.write_text(text + '\n[[features]]\nname = "stars"\ncolumn = "rating"\nlookups = 1\n')
+    with pytest.raises(SpecError, match="feature 'stars' reads the label's own column"):
+        ingest_folder(tiny_source.folder, tmp_path / "store", spec=str(spec))
+
+
+@pytest.mark.parametrize("flags", [["--spec", "nope"], ["--max-reject-ratio", "7"], ["--runner", "NoRunner"]])
+def test_nothing_is_generated_for_a_mistake(tmp_path, flags):
+    store = tmp_path / "store"
+    done = subprocess.run(
+        [*SLOTSTORE, "synthetic:2000", "--store", str(store), *flags], capture_output=True, text=True
+    )
+    assert done.returncode == SpecError.exit_code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (store / "snapshots").exists()
+    assert not (store / "sources").exists() or flags[0] == "--runner"
+
+
+def test_a_damaged_synthetic_source_is_made_again(tmp_path):
+    source = open_source("synthetic:2000", tmp_path)
+    source.prepare()
+    before = source.ratings.read_bytes()
+    source.ratings.write_bytes(b"")
+    source.prepare()
+    assert source.ratings.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "workers", "mode"),
+    [
+        ([], available_cores(), "multi_threading"),
+        (["--direct_num_workers", "1"], 1, "multi_threading"),
+        (["--direct_running_mode=multi_processing"], available_cores(), "multi_processing"),
+        (["--direct_running_mode", "in_memory"], 1, "in_memory"),
+        (["--direct_num_workers=3", "--direct_running_mode=multi_processing"], 3, "multi_processing"),
+    ],
+)
+def test_workers_are_as_many_as_asked_for(flags, workers, mode):
+    direct = pipeline_options(flags).view_as(DirectOptions)
+    assert (direct.direct_num_workers, direct.direct_running_mode) == (workers, mode)
+
+
+def test_a_first_snapshot_without_latest_is_found(tiny_source, ingest_folder, tmp_path):
+    store = tmp_path / "store"
+    snapshot = ingest_folder(tiny_source.folder, store).snapshot
+    (store / "LATEST").unlink()  # as a kill between the two leaves it
+    assert open_snapshot(store) == snapshot

@@ -89,6 +89,7 @@ def test_columns_of_users_are_named_alike_in_both_formats():
         ("1::2::abc::978300000", "rating", "rating must be a number"),
         ("1::2::nan::978300000", "rating", "got 'nan'"),
         ("1::2::9::978300000", "rating", r"in 0\.5\.\.5\.0, got '9'"),
+        ("1::2::5::" + "9" * 5000, "timestamp", "unix seconds"),
         ("1::2::5::97830000", "timestamp", "unix seconds from 1995 to 2100"),
         ("1::2::5::9783000 00", "timestamp", "got '9783000 00'"),
         ("1::2::5::٣78300000", "timestamp", "unix seconds"),
