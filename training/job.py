@@ -72,8 +72,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
         FingerprintError: the checkpoint to resume was made with another spec than the snapshot.
         TrainingError: the train split is empty, the loss stopped being a number, or MLflow failed.
     """
-    snapshot = None if config.snapshot == "latest" else config.snapshot
-    with FeatureStore(config.store, snapshot) as store, _threads(config.threads):
+    with FeatureStore(config.store, config.snapshot) as store, _threads(config.threads):
         session = _Session(config, store)
         if not config.tracking:
             return session.result(session.fit(callbacks), None)

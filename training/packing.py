@@ -28,7 +28,7 @@ def pack(batch: pa.RecordBatch, rows: Rows, threshold: float | None) -> None:
         rows: int32 (n, L + 1), written to.
         threshold: where given, the label becomes 1.0 from here on and 0.0 below.
     """
-    *slots, label = (column.to_numpy() for column in batch.columns)
+    *slots, label = map(np.from_dlpack, batch.columns)  # to_numpy would import pandas, half a second
     for index, column in enumerate(slots):
         rows[:, index] = column
     if threshold is not None:

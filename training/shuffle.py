@@ -17,10 +17,7 @@ def permutation(rows: int, *seeds: int) -> Order:
 
 
 class Orders:
-    """The permutation of each epoch; a thread makes the next one while an epoch runs.
-
-    To permute takes longer than to gather: 0.3 s against 0.2 s for 8 M rows.
-    """
+    """The permutation of each epoch, made by a thread: 0.3 s for 8 M rows, longer than to gather them."""
 
     def __init__(self, rows: int, seed: int) -> None:
         self._rows, self._seed = rows, seed
@@ -28,10 +25,7 @@ class Orders:
         self._made: dict[int, Future[Order]] = {}
 
     def start(self, epoch: int) -> Future[Order]:
-        """Return the order of ``epoch`` to wait for, and start to make the next."""
-        made = {number: self._made.get(number) or self._submit(number) for number in (epoch, epoch + 1)}
-        self._made = {epoch + 1: made[epoch + 1]}  # an order that is no longer ahead is let go
-        return made[epoch]
-
-    def _submit(self, epoch: int) -> Future[Order]:
-        return self._thread.submit(permutation, self._rows, self._seed, epoch)
+        """Start to make the order of ``epoch``, if that has not begun, and let go of any other."""
+        made = self._made.get(epoch) or self._thread.submit(permutation, self._rows, self._seed, epoch)
+        self._made = {epoch: made}
+        return made

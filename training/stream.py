@@ -97,7 +97,10 @@ class SplitStream:
             yield from prefetch(self._streamed(epoch))
         elif self.rows:
             order = self._orders.start(epoch) if self.shuffle else None  # it is made while the rows are read
-            yield self._load(), order.result() if order else None
+            block = self._load(), order.result() if order else None
+            if self.shuffle:
+                self._orders.start(epoch + 1)  # and the next one while these are in use
+            yield block
 
     def _load(self) -> Rows:
         if self._kept is None:

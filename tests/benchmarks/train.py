@@ -10,6 +10,7 @@ of each batch in `forward`, in Python; it gets fewer rows, for it needs no warmi
 import argparse
 import itertools
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def report(path, repeat):
         }
         rates = {name: [] for name in contenders}
         for _ in range(repeat):
-            for name, (network, batches) in contenders.items():
+            for name in random.sample(list(contenders), len(contenders)):  # none always follows the same one
+                network, batches = contenders[name]
                 rates[name].append(rate(store, network(store.spec), batches()))
         rows = store.splits.rows["train"]
     print(f"\n{rows:,} training rows, batches of {TrainConfig.batch_size:,}")

@@ -2,12 +2,13 @@ import shutil
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from featurestore.errors import ArtifactError, NotFound
 from featurestore.store import FeatureStore
-from training.packing import packed_columns
+from training.packing import pack, packed_columns
 from training.stream import SplitStream
 
 
@@ -154,3 +155,10 @@ def test_rows_that_are_missing_are_an_error(tiny):
     stream.rows += 1
     with pytest.raises(ArtifactError, match=r"the manifest says"):
         list(stream.epoch(0))
+
+
+def test_a_label_that_is_missing_is_an_error_not_a_number(tiny):
+    names = packed_columns(tiny.spec)
+    columns = [pa.array([1], pa.int32())] * (len(names) - 1) + [pa.array([None], pa.float32())]
+    with pytest.raises(pa.ArrowException, match=r"no nulls"):
+        pack(pa.record_batch(columns, names), np.empty((1, len(names)), np.int32), None)
