@@ -12,7 +12,9 @@ import duckdb
 import pyarrow as pa
 
 from featurestore.errors import ArtifactError, QueryError
-from featurestore.snapshot import REJECTS_SCHEMA, Snapshot
+from featurestore.manifest import REJECTS_SCHEMA
+from featurestore.paths import AnyPath, RemotePath
+from featurestore.snapshot import Snapshot
 from featurestore.spec import SPLITS, FeatureSpec, SplitRule
 from featurestore.splits import Splits, bucket_boundaries, clause, condition, place
 
@@ -42,6 +44,19 @@ class Database:
             self._connection = duckdb.connect(str(path or ":memory:"), config=config)
         except duckdb.Error as error:
             raise ArtifactError(f"cannot open the database {path}: {error}") from error
+
+    def mount(self, path: AnyPath) -> None:
+        """Let statements read from the object store that ``path`` lies on, if it is a URL."""
+        if not isinstance(path, RemotePath):
+            return
+        from fsspec.implementations.arrow import ArrowFSWrapper
+
+        scheme = path.scheme  # Arrow calls gs another name
+
+        class Mounted(ArrowFSWrapper):  # type: ignore[misc]  # fsspec has no types
+            protocol = scheme
+
+        self._connection.register_filesystem(Mounted(path.filesystem, skip_instance_cache=True))
 
     def close(self) -> None:
         """Close the connection and remove what it spilled to disk; open streams can be read on."""
@@ -106,7 +121,7 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def parquet(files: Sequence[Path]) -> str:
+def parquet(files: Sequence[AnyPath]) -> str:
     """Return the table function that reads ``files``, in the order given."""
     listed = ", ".join(quoted(str(file.absolute())) for file in files)
     return f"read_parquet([{listed}], hive_partitioning = false)"  # no columns from folders named a=b
@@ -129,7 +144,7 @@ def define_views(database: Database, snapshot: Snapshot) -> None:
         database.execute(statement)
 
 
-def _rejects(files: Sequence[Path]) -> str:
+def _rejects(files: Sequence[AnyPath]) -> str:
     if files:
         return f"SELECT * FROM {parquet(files)}"
     types = {pa.string(): "VARCHAR", pa.int64(): "BIGINT"}
@@ -167,12 +182,15 @@ def _lookup_statements(spec: FeatureSpec) -> list[str]:
     ]
 
 
-def write_catalog(store: Path, snapshot: Snapshot) -> Path:
+def write_catalog(store: AnyPath, snapshot: Snapshot) -> None:
     """Write ``catalog.duckdb``: the snapshot's views for any DuckDB client. Replaced atomically.
 
     The views name the shards by absolute path, for a client may be started anywhere. Tables that a
     client made in the old catalog go with it, and so does its log: it would not fit the new one.
+    A store on an object store has no catalog, for DuckDB cannot open one there without its extension.
     """
+    if isinstance(store, RemotePath):
+        return
     catalog, temporary = store / "catalog.duckdb", store / "staging" / f"catalog-{uuid.uuid4().hex}.duckdb"
     temporary.parent.mkdir(exist_ok=True)
     try:
@@ -182,12 +200,19 @@ def write_catalog(store: Path, snapshot: Snapshot) -> Path:
         temporary.replace(catalog)
     finally:
         temporary.unlink(missing_ok=True)
-    return catalog
 
 
-def resolve_splits(files: Sequence[Path], rule: SplitRule) -> Splits:
-    """Find a rule's boundaries on the examples in ``files``, and count each split's rows."""
+@contextlib.contextmanager
+def _reading(files: Sequence[AnyPath]) -> Iterator[Database]:
     with contextlib.closing(Database()) as database:
+        if files:
+            database.mount(files[0])
+        yield database
+
+
+def resolve_splits(files: Sequence[AnyPath], rule: SplitRule) -> Splits:
+    """Find a rule's boundaries on the examples in ``files``, and count each split's rows."""
+    with _reading(files) as database:
         database.execute(f"CREATE VIEW examples AS SELECT * FROM {parquet(files)}")
         boundaries = rule.boundaries
         if rule.kind == "random":
@@ -231,14 +256,14 @@ def _timestamp_at(database: Database, rank: int, low: int, high: int) -> int:
     return low
 
 
-def duplicate_rows(files: Sequence[Path], keys: Sequence[str], newest: str) -> list[tuple[int, int]]:
+def duplicate_rows(files: Sequence[AnyPath], keys: Sequence[str], newest: str) -> list[tuple[int, int]]:
     """Return (file index, row) of every row that another with the same ``keys`` supersedes.
 
     The row with the highest ``newest`` stays, at a tie the last one.
     """
     columns = ", ".join(identifier(key) for key in keys)
     latest = f"{identifier(newest)} DESC, file_index DESC, file_row_number DESC"
-    with contextlib.closing(Database()) as database:
+    with _reading(files) as database:
         return database.execute(
             f"SELECT file_index, file_row_number FROM {parquet(files)} "
             f"QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY {latest}) > 1 ORDER BY ALL"

@@ -13,7 +13,6 @@ tells contents apart; it is no defence against someone who forges data.
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from featurestore.encode import as_text
+from featurestore.paths import AnyPath
 
 _SECOND_SUM = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK_ROWS = 1 << 15
@@ -30,13 +30,18 @@ Words = npt.NDArray[np.uint64]
 Sums = tuple[int, int]
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: AnyPath) -> str:
     """Return ``xxh3_128:<hex>`` of a file's bytes."""
     state = xxhash.xxh3_128()
     with path.open("rb") as file:
         for block in iter(functools.partial(file.read, 1 << 20), b""):
             state.update(block)
     return f"xxh3_128:{state.hexdigest()}"
+
+
+def bytes_digest(data: bytes | pa.Buffer) -> str:
+    """Return what `file_digest` does, of bytes in memory."""
+    return f"xxh3_128:{xxhash.xxh3_128_hexdigest(data)}"
 
 
 def row_words(table: pa.Table) -> Words:

@@ -1,34 +1,18 @@
-"""The commands that ask: `slotstore query`, `features`, `splits` and `snapshots`."""
+"""The commands that ask: `slotstore query`, `features` and `splits`."""
 
 import datetime
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import pyarrow as pa
 
 from featurestore.errors import QueryError
-from featurestore.output import TABLE_ROWS, WRITERS, table_text, whole_file
-from featurestore.snapshot import (
-    KINDS,
-    latest,
-    list_snapshots,
-    no_snapshot,
-    open_snapshot,
-    unreadable_snapshots,
-)
+from featurestore.options import json_option, show_rows, snapshot_option, store_option
+from featurestore.output import TABLE_ROWS, WRITERS, whole_file
+from featurestore.paths import AnyPath
 from featurestore.splits import Splits
 from featurestore.store import FeatureStore
-
-store_option = click.option(
-    "--store", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the store."
-)
-snapshot_option = click.option(
-    "--snapshot", "snapshot_id", metavar="ID", help="A snapshot, or the start of its id. Default: the newest."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 QUERY_EPILOG = """\b
 Views: examples, train, validation, test, vocabulary, slots, lookups, rejects.
@@ -61,7 +45,7 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to a file, which appears when it is whole, instead of stdout.",
 )
-def query(sql: str, store: Path, snapshot_id: str | None, form: str, output: Path | None) -> None:
+def query(sql: str, store: AnyPath, snapshot_id: str | None, form: str, output: Path | None) -> None:
     """Ask a snapshot in DuckDB's SQL."""
     with FeatureStore(store, snapshot_id) as features:
         reader = features.read(sql)
@@ -84,18 +68,11 @@ def _write_file(reader: pa.RecordBatchReader, form: str, output: Path) -> None:
         raise click.FileError(str(output), hint=error.strerror or str(error)) from error
 
 
-def _show(names: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
-    else:
-        click.echo(table_text(names, rows), nl=False)
-
-
 @click.command()
 @store_option
 @snapshot_option
 @json_option
-def features(store: Path, snapshot_id: str | None, *, as_json: bool) -> None:
+def features(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
     """Show each feature: its column, seeds, distinct values, examples and slots in use."""
     names = ["feature", "column", "seeds", "values", "examples", "slots"]
     with FeatureStore(store, snapshot_id) as opened:
@@ -108,7 +85,7 @@ def features(store: Path, snapshot_id: str | None, *, as_json: bool) -> None:
     rows = [
         (feature.name, feature.column, list(feature.seeds), *facts[feature.name]) for feature in spec.features
     ]
-    _show(names, rows, as_json=as_json)
+    show_rows(names, rows, as_json=as_json)
     if not as_json:
         click.echo(
             f"table: {spec.table.num_slots:,} slots x {spec.table.dim}, fingerprint {spec.fingerprint}"
@@ -119,13 +96,13 @@ def features(store: Path, snapshot_id: str | None, *, as_json: bool) -> None:
 @store_option
 @snapshot_option
 @json_option
-def splits(store: Path, snapshot_id: str | None, *, as_json: bool) -> None:
+def splits(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
     """Show each split: its rows, its first and last event time, and the rule that cuts it."""
     with FeatureStore(store, snapshot_id) as opened:
         ranges = {split: opened.time_range(split) or (None, None) for split in opened.splits.rows}
         cut = opened.splits
     rows = [(split, cut.rows[split], *map(_moment, times)) for split, times in ranges.items()]
-    _show(["split", "rows", "first", "last"], rows, as_json=as_json)
+    show_rows(["split", "rows", "first", "last"], rows, as_json=as_json)
     if not as_json:
         click.echo(f"rule: {_rule_text(cut)}")
 
@@ -142,54 +119,3 @@ def _rule_text(cut: Splits) -> str:
 
 def _moment(seconds: int | None) -> str | None:
     return None if seconds is None else datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
-
-
-@click.group()
-def snapshots() -> None:
-    """List, show and verify snapshots."""
-
-
-@snapshots.command("list")
-@store_option
-@json_option
-def list_command(store: Path, *, as_json: bool) -> None:
-    """List the store's snapshots, oldest first."""
-    found, unreadable = list_snapshots(store), unreadable_snapshots(store)
-    for problem in unreadable.values():
-        click.echo(f"left out: {problem}", err=True)
-    if not found:
-        raise no_snapshot(store)
-    newest = latest(store)
-    names = ["snapshot", "created", "source", "examples", "rejects", "fingerprint", "newest"]
-    rows = [
-        (
-            manifest.id,
-            manifest.created,
-            manifest.source.get("uri"),
-            manifest.counts["examples"],
-            manifest.counts["rejects"],
-            manifest.fingerprint,
-            manifest.id == newest,
-        )
-        for manifest in (snapshot.manifest for snapshot in found)
-    ]
-    _show(names, rows, as_json=as_json)
-
-
-@snapshots.command()
-@click.argument("snapshot_id", metavar="[ID]", required=False)
-@store_option
-def show(snapshot_id: str | None, store: Path) -> None:
-    """Print the manifest of a snapshot, the newest by default, as JSON."""
-    click.echo(open_snapshot(store, snapshot_id).manifest.to_json(), nl=False)
-
-
-@snapshots.command()
-@click.argument("snapshot_id", metavar="[ID]", required=False)
-@store_option
-def verify(snapshot_id: str | None, store: Path) -> None:
-    """Check every byte, count and digest of a snapshot against its manifest."""
-    snapshot = open_snapshot(store, snapshot_id).check(deep=True)
-    manifest = snapshot.manifest
-    shards = sum(len(manifest.shards[kind]) for kind in KINDS)
-    click.echo(f"snapshot {manifest.id} is intact: {shards} shards, {manifest.counts['examples']:,} examples")

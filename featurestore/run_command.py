@@ -1,11 +1,12 @@
 """`slotstore run`: the whole way once, from raw files to a trained model, by calling the other commands."""
 
 import shlex
-from pathlib import Path
 
 import click
 
 from featurestore.cli import load
+from featurestore.options import FOLDER
+from featurestore.paths import AnyPath
 
 DEFAULT_SOURCE = "synthetic:ml-1m"
 
@@ -31,10 +32,10 @@ NEXT = (
 @click.option("--source", help=f"Folder of MovieLens files, or synthetic:ROWS. Default: {DEFAULT_SOURCE}.")
 @click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("store"),
+    type=FOLDER,
+    default="store",
     show_default=True,
-    help="Folder of the store; made if missing.",
+    help="Folder or URL of the store; made if missing.",
 )
 @click.option(
     "--spec", metavar="NAME|FILE", help="A shipped spec or a TOML file. Default: what fits the source."
@@ -44,7 +45,7 @@ NEXT = (
 )
 @click.pass_context
 def command(
-    ctx: click.Context, source: str | None, store: Path, spec: str | None, max_reject_ratio: float
+    ctx: click.Context, source: str | None, store: AnyPath, spec: str | None, max_reject_ratio: float
 ) -> None:
     """Ingest, show the splits, train and show the result.
 

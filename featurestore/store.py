@@ -1,7 +1,6 @@
 """FeatureStore: one snapshot, asked through SQL, read as Arrow."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 
 from featurestore.database import Database, Parameters, define_views, identifier, parquet
 from featurestore.errors import ArtifactError, NotFound, did_you_mean
+from featurestore.paths import AnyPath, as_path
 from featurestore.snapshot import Snapshot, open_snapshot
 from featurestore.spec import SPLITS, FeatureSpec
 from featurestore.splits import Splits, clause
@@ -29,13 +29,14 @@ class FeatureStore:
         ArtifactError: the snapshot is damaged or of another format version.
     """
 
-    def __init__(self, path: str | Path, snapshot: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | AnyPath, snapshot: str | None = None) -> None:
+        self.path = as_path(path)
         self.snapshot: Snapshot = open_snapshot(self.path, snapshot)
         self.spec: FeatureSpec = self.snapshot.manifest.load_spec()
         self.splits: Splits = self.snapshot.manifest.load_splits()
         self._database = Database(explain=self._blame_shards)
         try:
+            self._database.mount(self.path)
             define_views(self._database, self.snapshot)
         except BaseException:
             self.close()
@@ -131,7 +132,7 @@ class FeatureStore:
             )
 
 
-def _ranked(listed: str, files: Sequence[Path], order: Sequence[int], where: str) -> str:
+def _ranked(listed: str, files: Sequence[AnyPath], order: Sequence[int], where: str) -> str:
     """Return SQL for the rows of the shards in ``order`` whose rank among all shards is in the split."""
     rest = [number for number in range(len(files)) if number not in order]
     source = parquet([files[number] for number in [*order, *rest]])

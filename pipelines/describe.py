@@ -1,11 +1,11 @@
 """The source's files, as the manifest remembers them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import apache_beam as beam
 
 from featurestore.digest import file_digest
+from featurestore.paths import AnyPath
 from pipelines.shards import write_report
 
 
@@ -22,8 +22,8 @@ class SourceFile:
 class DescribeSource(beam.PTransform):
     """File names -> `SourceFile`, each with a report."""
 
-    source: Path
-    folder: Path
+    source: AnyPath
+    folder: AnyPath
 
     def expand(self, names: beam.PCollection) -> beam.PCollection:
         """Digest every file."""
@@ -34,7 +34,7 @@ class DescribeSource(beam.PTransform):
         )
 
 
-def _describe(name: str, source: Path, folder: Path) -> SourceFile:
+def _describe(name: str, source: AnyPath, folder: AnyPath) -> SourceFile:
     path = source / name
     described = SourceFile(name, path.stat().st_size, file_digest(path))
     write_report(folder, f"source-{name}", described)

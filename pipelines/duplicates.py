@@ -5,10 +5,12 @@ a time, so memory does not grow with the rows; only where two are equal is the t
 The rating with the latest event time is kept, at equal times the last in the source.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import apache_beam as beam
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 
 from featurestore.database import duplicate_rows
 from featurestore.digest import row_words
+from featurestore.paths import AnyPath, files_below, write_whole
 from pipelines.counters import StepCounters
 from pipelines.movielens import KEYS
 from pipelines.read import Records, reject_rows
@@ -34,11 +37,11 @@ def row_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
     return row_words(table.select(list(KEYS)))
 
 
-def write_keys(folder: Path, index: int, table: pa.Table) -> None:
+def write_keys(folder: AnyPath, index: int, table: pa.Table) -> None:
     """Write a shard's row keys, sorted, as plain 64-bit words."""
     path = folder / KEYS_FOLDER / f"{index:05d}"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(np.sort(row_keys(table)).tobytes())
+    write_whole(path, np.sort(row_keys(table)).tobytes())
 
 
 def _read_keys(file: Path) -> npt.NDArray[np.uint64]:
@@ -63,13 +66,28 @@ def repeated_keys(files: Sequence[Path], rows: int) -> bool:
         return any(pool.map(repeats, range(slices)))
 
 
-def find_duplicates(folder: Path, shards: Sequence[Path], rows: int) -> Rows:
+def find_duplicates(folder: AnyPath, shards: Sequence[AnyPath], rows: int) -> Rows:
     """Return which rows of which shards are superseded by another rating of the same user and movie."""
     found: Rows = {}
-    if repeated_keys(sorted((folder / KEYS_FOLDER).iterdir()), rows):
+    with _local_keys(folder / KEYS_FOLDER) as files:
+        repeated = repeated_keys(files, rows)
+    if repeated:
         for shard, row in duplicate_rows(shards, KEYS, "timestamp"):
             found.setdefault(shard, []).append(row)
     return found
+
+
+@contextlib.contextmanager
+def _local_keys(folder: AnyPath) -> Iterator[list[Path]]:
+    """Yield the key files of a run; those on an object store are copied, for they are to be mapped."""
+    names = files_below(folder)
+    if isinstance(folder, Path):
+        yield [folder / name for name in names]
+        return
+    with TemporaryDirectory(prefix="slotstore-") as scratch:
+        for name in names:
+            (Path(scratch) / name).write_bytes((folder / name).read_bytes())
+        yield [Path(scratch) / name for name in names]
 
 
 def drop_rows(records: Records, rows: Sequence[int]) -> Records:

@@ -5,7 +5,6 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -21,6 +20,8 @@ from rich.progress import (
     Progress as Bar,
 )
 
+from featurestore.options import json_option, store_option
+from featurestore.paths import AnyPath, RemotePath, files_below
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec
 from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, choose_spec, ingest
 from pipelines.movielens import FORMATS
@@ -42,12 +43,7 @@ Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
     "ingest", epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
 )
 @click.argument("source")
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Folder of the store; made if missing.",
-)
+@store_option
 @click.option(
     "--spec",
     "spec_name",
@@ -68,12 +64,12 @@ Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
     help="Share of bad records to keep as rejects before the ingestion fails.",
 )
 @click.option("--shard-bytes", type=int, default=SHARD_BYTES, show_default=True, help="Raw bytes of a shard.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@json_option
 @click.pass_context
 def command(
     ctx: click.Context,
     source: str,
-    store: Path,
+    store: AnyPath,
     spec_name: str | None,
     format_name: str | None,
     max_reject_ratio: float,
@@ -125,7 +121,7 @@ def _progress(err: Console) -> Iterator[Progress]:
     threads: list[threading.Thread] = []
     with _bar(err) as bar:
 
-        def follow(folder: Path, shards: int) -> None:
+        def follow(folder: AnyPath, shards: int) -> None:
             task = bar.add_task("ingesting shards", total=shards)
             threads.append(threading.Thread(target=_watch, args=(bar, task, folder, stop), daemon=True))
             threads[-1].start()
@@ -138,12 +134,11 @@ def _progress(err: Console) -> Iterator[Progress]:
                 thread.join()
 
 
-def _watch(bar: Bar, task: TaskID, folder: Path, stop: threading.Event) -> None:
+def _watch(bar: Bar, task: TaskID, folder: AnyPath, stop: threading.Event) -> None:
     done = 0
-    while not stop.wait(0.2):
-        done = max(
-            done, sum(1 for _ in (folder / REPORTS).glob("examples-*.json"))
-        )  # publishing removes them
+    while not stop.wait(5.0 if isinstance(folder, RemotePath) else 0.2):
+        names = files_below(folder / REPORTS)
+        done = max(done, sum(name.startswith("examples-") for name in names))  # publishing removes them
         bar.update(task, completed=done)
 
 
@@ -165,7 +160,7 @@ def summary(result: IngestResult) -> dict[str, object]:
     }
 
 
-def summary_text(result: IngestResult, spec: FeatureSpec, store: Path) -> str:
+def summary_text(result: IngestResult, spec: FeatureSpec, store: AnyPath) -> str:
     """Return what happened, for a person."""
     facts, manifest = summary(result), result.snapshot.manifest
     splits = ", ".join(f"{name} {rows:,}" for name, rows in manifest.splits["rows"].items())

@@ -9,11 +9,9 @@ Each byte range of the ratings becomes one shard; only vocabulary counts cross f
     files  -> DescribeSource
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
@@ -21,8 +19,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
 from featurestore.errors import ArtifactError, SourceError, SpecError
-from featurestore.snapshot import Snapshot, staging
+from featurestore.paths import AnyPath, remove_tree
+from featurestore.snapshot import Snapshot
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec, load_spec
+from featurestore.staging import staging
 from pipelines.counters import NAMESPACE
 from pipelines.describe import DescribeSource
 from pipelines.duplicates import DropDuplicates, Rows, find_duplicates
@@ -37,7 +37,7 @@ from pipelines.write import EncodeSlots, WriteShards
 SHARD_BYTES = 8 << 20
 """Raw bytes of a shard by default: about 350,000 ratings."""
 
-Progress = Callable[[Path, int], None]
+Progress = Callable[[AnyPath, int], None]
 """Called once the plan is known, with the staging folder and the number of shards to come."""
 
 
@@ -91,7 +91,7 @@ def choose_spec(name: str | None, source: Source) -> tuple[FeatureSpec, list[str
 
 
 def build(
-    pipeline: beam.Pipeline, config: IngestConfig, ranges: list[ByteRange], folder: Path, superseded: Rows
+    pipeline: beam.Pipeline, config: IngestConfig, ranges: list[ByteRange], folder: AnyPath, superseded: Rows
 ) -> None:
     """Add the ingestion to ``pipeline``: it writes shards and reports into ``folder``.
 
@@ -119,7 +119,7 @@ def build(
 
 def ingest(
     config: IngestConfig,
-    store: Path,
+    store: AnyPath,
     options: PipelineOptions,
     progress: Progress | None = None,
 ) -> IngestResult:
@@ -142,7 +142,7 @@ def ingest(
 
 
 def _read_source(
-    config: IngestConfig, folder: Path, options: PipelineOptions, progress: Progress | None
+    config: IngestConfig, folder: AnyPath, options: PipelineOptions, progress: Progress | None
 ) -> tuple[dict[str, int], Reports]:
     """Read the source into ``folder``: once, or twice where some ratings supersede others."""
     stamps, ranges = config.source.stamps(), config.ranges()
@@ -152,7 +152,7 @@ def _read_source(
     superseded = _superseded(reports, folder)
     if superseded:  # rare: read again without them, so that shards, counts and vocabulary agree
         for path in folder.iterdir():
-            shutil.rmtree(path)
+            remove_tree(path)
         counters, reports = _run(config, ranges, folder, options, superseded)
     if config.source.stamps() != stamps:
         raise SourceError(f"{config.source.uri} changed while it was read, nothing was published: run again")
@@ -165,7 +165,7 @@ def _read_source(
 
 
 def _run(
-    config: IngestConfig, ranges: list[ByteRange], folder: Path, options: PipelineOptions, superseded: Rows
+    config: IngestConfig, ranges: list[ByteRange], folder: AnyPath, options: PipelineOptions, superseded: Rows
 ) -> tuple[dict[str, int], Reports]:
     try:
         pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
@@ -192,7 +192,7 @@ def _told(error: RuntimeError) -> Exception:
     return ArtifactError(f"a worker failed, nothing was published: {reason}")
 
 
-def _superseded(reports: Reports, folder: Path) -> Rows:
+def _superseded(reports: Reports, folder: AnyPath) -> Rows:
     shards = [folder / report.shard.path for report in reports.shards]
     return find_duplicates(folder, shards, reports.examples)
 

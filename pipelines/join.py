@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
@@ -10,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.snapshot import Shard
+from featurestore.manifest import Shard
+from featurestore.paths import AnyPath
 from pipelines.counters import StepCounters
 from pipelines.movielens import BadRecord, EntityFormat, Fields, SourceFormat
 from pipelines.read import Records, reject, reject_rows, rejects_table
@@ -28,7 +28,7 @@ class Entities:
     rejects: pa.Table
 
 
-def read_entities(file: Path, entity: EntityFormat, encoding: str) -> Entities:
+def read_entities(file: AnyPath, entity: EntityFormat, encoding: str) -> Entities:
     """Read one file of users or movies, line by line: it is small beside the ratings."""
     found: dict[str, Fields] = {}
     rejects = []
@@ -92,7 +92,7 @@ def _entity_rows(column: pa.Array, entity: Entities) -> npt.NDArray[np.int32]:
 class ReadEntities(beam.PTransform):
     """The source's users and movies, one `Entities` a file."""
 
-    folder: Path
+    folder: AnyPath
     source: SourceFormat
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
@@ -104,7 +104,7 @@ class ReadEntities(beam.PTransform):
         )
 
 
-def _read_entity(number: int, folder: Path, source: SourceFormat) -> Entities:
+def _read_entity(number: int, folder: AnyPath, source: SourceFormat) -> Entities:
     entity = source.entities[number]
     return read_entities(folder / entity.file, entity, source.encoding)
 
@@ -133,14 +133,14 @@ class _JoinEntities(beam.DoFn):
 class WriteEntityRejects(beam.PTransform):
     """`Entities` -> a shard of rejects for each file that has bad lines, with a report."""
 
-    folder: Path
+    folder: AnyPath
 
     def expand(self, entities: beam.PCollection) -> beam.PCollection:
         """Write what could not be read."""
         return entities | "Write" >> beam.FlatMap(_write_rejects, folder=self.folder)
 
 
-def _write_rejects(entities: Entities, folder: Path) -> Iterator[Shard]:
+def _write_rejects(entities: Entities, folder: AnyPath) -> Iterator[Shard]:
     if entities.rejects.num_rows:
         shard = write_parquet(entities.rejects, folder, f"rejects/{entities.file}.parquet")
         write_report(folder, f"entities-{entities.file}", shard)

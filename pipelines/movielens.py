@@ -17,9 +17,9 @@ from 0.5 to 5 and a timestamp the unix second of the rating, not before MovieLen
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from featurestore.errors import SourceError, did_you_mean
+from featurestore.paths import AnyPath
 
 KEYS = ("user_id", "movie_id")
 RATING_COLUMNS = (*KEYS, "rating", "timestamp")
@@ -161,7 +161,7 @@ ML_100K = SourceFormat("ml-100k", "u.data", "\t", "latin-1", (_USERS_100K, _MOVI
 FORMATS = {source.name: source for source in (ML_100K, ML_1M, ML_10M)}
 
 
-def recognise(folder: Path, name: str | None = None) -> SourceFormat:
+def recognise(folder: AnyPath, name: str | None = None) -> SourceFormat:
     """Return the format of the files in ``folder``, or the one called ``name`` if its files are there.
 
     Raises:
@@ -187,7 +187,7 @@ def _named(name: str) -> SourceFormat:
     return FORMATS[name]
 
 
-def _guess(folder: Path) -> SourceFormat:
+def _guess(folder: AnyPath) -> SourceFormat:
     present = {path.name for path in folder.iterdir()}
     if ML_100K.ratings in present:
         return ML_100K
@@ -199,7 +199,7 @@ def _guess(folder: Path) -> SourceFormat:
     )
 
 
-def _looks_like_10m(folder: Path) -> bool:
+def _looks_like_10m(folder: AnyPath) -> bool:
     """Tell ml-10m from an ml-1m whose users.dat is missing: it has tags, or ratings of half stars."""
     if (folder / "tags.dat").exists():
         return True

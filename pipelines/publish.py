@@ -4,19 +4,22 @@ import datetime
 import functools
 import importlib.metadata
 import json
-import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.database import resolve_splits, write_catalog
-from featurestore.digest import add_sums, content_digest
+from featurestore.digest import add_sums
 from featurestore.errors import TooManyRejects
-from featurestore.snapshot import REJECTS_SCHEMA, Manifest, Shard, Snapshot, Staging
+from featurestore.manifest import REJECTS_SCHEMA, Manifest, Shard
+from featurestore.paths import REQUESTS, AnyPath, arrow_file, files_below, remove_tree
+from featurestore.retention import sweep
+from featurestore.snapshot import Snapshot, table_sums
 from featurestore.spec import FeatureSpec
+from featurestore.staging import Staging
 from pipelines.describe import SourceFile
 from pipelines.duplicates import KEYS_FOLDER
 from pipelines.shards import REPORTS
@@ -57,23 +60,24 @@ class Reports:
         return self.examples + self.rejects
 
 
-def read_reports(folder: Path) -> Reports:
+def read_reports(folder: AnyPath) -> Reports:
     """Read the reports of a pipeline that ended well."""
+    names = files_below(folder / REPORTS)
 
     def load(kind: str) -> list[str]:
-        return [
-            path.read_text(encoding="utf-8") for path in sorted((folder / REPORTS).glob(f"{kind}-*.json"))
-        ]
+        paths = [folder / REPORTS / name for name in names if name.startswith(f"{kind}-")]
+        return list(pool.map(lambda path: path.read_text(encoding="utf-8"), paths))
 
-    return Reports(
-        shards=[ShardReport.from_json(text) for text in load("examples")],
-        vocabulary=[Shard(**json.loads(text)) for text in load("vocabulary")],
-        entity_rejects=[Shard(**json.loads(text)) for text in load("entities")],
-        sources=[SourceFile(**json.loads(text)) for text in load("source")],
-    )
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return Reports(
+            shards=[ShardReport.from_json(text) for text in load("examples")],
+            vocabulary=[Shard(**json.loads(text)) for text in load("vocabulary")],
+            entity_rejects=[Shard(**json.loads(text)) for text in load("entities")],
+            sources=[SourceFile(**json.loads(text)) for text in load("source")],
+        )
 
 
-def check_rejects(folder: Path, shards: Sequence[Shard], read: int, limit: float) -> None:
+def check_rejects(folder: AnyPath, shards: Sequence[Shard], read: int, limit: float) -> None:
     """Raise TooManyRejects, naming the first few, if more than ``limit`` of the records were rejected."""
     rejects = sum(shard.rows for shard in shards)
     if rejects <= limit * read:
@@ -91,11 +95,12 @@ def _reject_line(row: Mapping[str, str]) -> str:
     return f"  - {row['file']}, byte {row['byte_offset']:,}: {row['reason']}: {row['raw'][:80]!r}"
 
 
-def _first_rejects(folder: Path, shards: Sequence[Shard]) -> list[dict[str, str]]:
+def _first_rejects(folder: AnyPath, shards: Sequence[Shard]) -> list[dict[str, str]]:
     table = REJECTS_SCHEMA.empty_table()
     for shard in shards:
         if table.num_rows < SHOWN_REJECTS:
-            table = pa.concat_tables([table, pq.read_table(folder / shard.path)])
+            with arrow_file(folder / shard.path) as file:
+                table = pa.concat_tables([table, pq.read_table(file)])
     rows: list[dict[str, str]] = table.slice(0, SHOWN_REJECTS).to_pylist()
     return rows
 
@@ -110,15 +115,15 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
     examples = [report.shard for report in reports.shards]
     splits = resolve_splits([staging.folder / shard.path for shard in examples], spec.split)
     sums = functools.reduce(add_sums, (report.sums for report in reports.shards), (0, 0))
-    digest = content_digest(spec.fingerprint, reports.examples, sums)
+    rejects = [staging.folder / shard.path for shard in reports.reject_shards]
     for scratch in (REPORTS, KEYS_FOLDER):
-        shutil.rmtree(staging.folder / scratch)
-    return staging.publish(
+        remove_tree(staging.folder / scratch)
+    published = staging.publish(
         Manifest(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             fingerprint=spec.fingerprint,
-            content_digest=digest,
             sums=sums,
+            reject_sums=table_sums(rejects),
             spec=spec.to_dict(),
             source={
                 "format": source.format.name,
@@ -131,5 +136,7 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
             shards={"examples": examples, "vocabulary": reports.vocabulary, "rejects": reports.reject_shards},
             versions={name: importlib.metadata.version(name) for name in PACKAGES},
         ),
-        prepare=lambda snapshot: write_catalog(staging.store, snapshot),
+        prepare=functools.partial(write_catalog, staging.store),
     )
+    sweep(staging.store)
+    return published

@@ -9,7 +9,6 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import apache_beam as beam
@@ -20,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from featurestore.encode import TEXT
-from featurestore.snapshot import REJECTS_SCHEMA
+from featurestore.manifest import REJECTS_SCHEMA
+from featurestore.paths import AnyPath
 from pipelines.counters import StepCounters
 from pipelines.movielens import (
     FIRST_TIMESTAMP,
@@ -33,6 +33,8 @@ from pipelines.movielens import (
 )
 
 BLOCK_BYTES = 1 << 20
+LINE_BYTES = 1 << 16
+"""Read at a time to find the end of a line: a request, where the file is an object."""
 MAX_RAW = 4096
 """Characters of a bad line that a reject keeps: a file without line ends is one line."""
 RATINGS_SCHEMA = pa.schema(
@@ -46,7 +48,7 @@ _ODD_BYTES = tuple(bytes([byte]) for byte in b" \r\x0b\x0c\x00")
 class ByteRange:
     """The lines of ``file`` that start at ``start`` or later and before ``end``; the index-th of count."""
 
-    file: Path
+    file: AnyPath
     start: int
     end: int
     index: int
@@ -65,7 +67,7 @@ class Records:
     place: ByteRange
 
 
-def plan_ranges(file: Path, size: int, target: int) -> list[ByteRange]:
+def plan_ranges(file: AnyPath, size: int, target: int) -> list[ByteRange]:
     """Divide a file into ranges of about ``target`` bytes; depends on nothing but the two sizes."""
     count = max(1, -(-size // target))
     edges = [size * index // count for index in range(count + 1)]
@@ -88,9 +90,14 @@ def _line_start(file: IO[bytes], offset: int) -> int:
     """Return where the first line that starts at ``offset`` or later begins."""
     if offset == 0:
         return 0
-    file.seek(offset - 1)
-    file.readline()
-    return file.tell()
+    at = offset - 1
+    file.seek(at)
+    while block := file.read(LINE_BYTES):
+        end = block.find(b"\n")
+        if end >= 0:
+            return at + end + 1
+        at += len(block)
+    return at
 
 
 def read_ratings(place: ByteRange, source: SourceFormat) -> Records:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from featurestore.errors import ArtifactError, SourceError
+from featurestore.paths import AnyPath, RemotePath, as_path
 from pipelines.movielens import ML_1M, SourceFormat, recognise
 from pipelines.synthetic import generate, is_complete
 from pipelines.synthetic_shape import SyntheticShape, parse_shape
@@ -24,12 +24,12 @@ class Source:
     """
 
     uri: str
-    folder: Path
+    folder: AnyPath
     format: SourceFormat
     shape: SyntheticShape | None = None
 
     @property
-    def ratings(self) -> Path:
+    def ratings(self) -> AnyPath:
         """The file of ratings."""
         return self.folder / self.format.ratings
 
@@ -42,7 +42,7 @@ class Source:
             StoreBusy: another process is generating the same source.
             ArtifactError: the store cannot be written.
         """
-        if (shape := self.shape) is None:
+        if (shape := self.shape) is None or isinstance(self.folder, RemotePath):
             return
         report = None if progress is None else lambda rows: progress(rows, shape.rows)
         try:
@@ -57,16 +57,22 @@ class Source:
         return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
 
 
-def open_source(uri: str, store: Path, format_name: str | None = None) -> Source:
+def open_source(uri: str, store: AnyPath, format_name: str | None = None) -> Source:
     """Find out what a source is; synthetic files are kept in ``<store>/sources``. Nothing is written.
 
     Raises:
         SourceError: the folder is missing or holds no known format, or the shape is not understood.
     """
     if not uri.startswith(SYNTHETIC):
-        return Source(uri, Path(uri), recognise(Path(uri), format_name))
+        folder = as_path(uri)
+        return Source(uri, folder, recognise(folder, format_name))
     try:
         shape = parse_shape(uri.removeprefix(SYNTHETIC))
     except ValueError as error:
         raise SourceError(f"source {uri!r}: {error}") from error
+    if isinstance(store, RemotePath):
+        raise SourceError(
+            f"source {uri!r} is made in a local store, and {store} is a URL: `slotstore generate` it into a "
+            "folder and ingest that"
+        )
     return Source(uri, store / "sources" / f"synthetic-{shape.rows}-{shape.seed}", ML_1M, shape)

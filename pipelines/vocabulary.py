@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
@@ -10,7 +9,8 @@ import pyarrow as pa
 
 from featurestore.encode import as_text
 from featurestore.hashing import hash_values
-from featurestore.snapshot import VOCABULARY_SCHEMA, Shard
+from featurestore.manifest import VOCABULARY_SCHEMA, Shard
+from featurestore.paths import AnyPath
 from featurestore.spec import Feature, FeatureSpec
 from pipelines.read import Records
 from pipelines.shards import shard_name, write_parquet, write_report
@@ -74,7 +74,7 @@ class BuildVocabulary(beam.PTransform):
     """`Records` -> one vocabulary shard a feature, each with a report."""
 
     spec: FeatureSpec
-    folder: Path
+    folder: AnyPath
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Count in each batch, add up by feature, hash and write."""
@@ -91,7 +91,7 @@ def _count_features(records: Records, spec: FeatureSpec) -> Iterator[tuple[str, 
         yield feature.name, count_values(records.table.column(feature.column))
 
 
-def _write_vocabulary(counted: tuple[str, pa.Table], spec: FeatureSpec, folder: Path) -> Shard:
+def _write_vocabulary(counted: tuple[str, pa.Table], spec: FeatureSpec, folder: AnyPath) -> Shard:
     name, counts = counted
     names = [feature.name for feature in spec.features]
     index = names.index(name)

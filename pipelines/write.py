@@ -3,14 +3,14 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
 
 from featurestore.digest import Sums, row_sums
 from featurestore.encode import encode
-from featurestore.snapshot import Shard
+from featurestore.manifest import Shard
+from featurestore.paths import AnyPath
 from featurestore.spec import FeatureSpec
 from pipelines.counters import StepCounters
 from pipelines.duplicates import write_keys
@@ -36,7 +36,7 @@ class ShardReport:
         return cls(data["index"], Shard(**data["shard"]), rejects, tuple(data["sums"]), data["columns"])
 
 
-def write_shard(records: Records, folder: Path) -> ShardReport:
+def write_shard(records: Records, folder: AnyPath) -> ShardReport:
     """Write a range's examples, rejects and row keys; the report is written last and says it is done."""
     place = records.place
     shard = write_parquet(records.table, folder, shard_name("examples", place.index, place.count))
@@ -77,7 +77,7 @@ class _EncodeSlots(beam.DoFn):
 class WriteShards(beam.PTransform):
     """`Records` -> `Records`, each written to its shard with a report on the way."""
 
-    folder: Path
+    folder: AnyPath
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Write every batch."""
@@ -85,7 +85,7 @@ class WriteShards(beam.PTransform):
 
 
 class _WriteShards(beam.DoFn):
-    def process(self, records: Records, folder: Path) -> Iterator[Records]:
+    def process(self, records: Records, folder: AnyPath) -> Iterator[Records]:
         with StepCounters("write") as count:
             report = write_shard(records, folder)
             count(rows=report.shard.rows, nbytes=report.shard.bytes)

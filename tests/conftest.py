@@ -1,6 +1,13 @@
 """Stores made once a session, by the real pipeline, from generated and from real files."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +83,42 @@ def ml1m_late_store(tmp_path_factory, real_data) -> Path:
     store = tmp_path_factory.mktemp("stores") / "ml-1m-late"
     _ingest(real_data / "ml-1m-late", store)
     return store
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(tmp_path_factory) -> Iterator[str]:
+    """The URL of an empty bucket on an S3 server of our own, on loopback, that every client here finds."""
+    log = tmp_path_factory.mktemp("s3") / "port"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with log.open("w") as output, pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        server = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            _create_bucket(port)
+            yield "s3://bucket"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _create_bucket(port):
+    for _ in range(300):
+        try:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT")
+            urllib.request.urlopen(request).close()
+        except urllib.error.URLError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError("the S3 server did not start")
 
 
 @pytest.fixture

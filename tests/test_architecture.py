@@ -14,16 +14,20 @@ LONGEST_FUNCTION = 50
 # featurestore from the bottom to the top: a module imports only from lines above its own.
 LAYERS = [
     {"errors", "hashing"},
+    {"paths"},
     {"section"},
     {"spec"},
     {"encode", "splits", "layouts"},
     {"digest"},
+    {"manifest"},
     {"snapshot"},
+    {"staging"},
     {"database"},
-    {"collisions", "store"},
+    {"collisions", "retention", "store"},
     {"output", "__init__"},
+    {"options"},
     {"cli"},
-    {"query_command", "run_command"},
+    {"query_command", "run_command", "snapshots_command"},
 ]
 
 

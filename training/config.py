@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import SpecError
+from featurestore.paths import AnyPath, RemotePath
 from training.stream import BUFFER_ROWS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -24,7 +25,7 @@ class TrainConfig:
         SpecError: with every value that cannot work here.
     """
 
-    store: Path
+    store: AnyPath
     snapshot: str = "latest"
     device: str = "auto"
     epochs: int = 5
@@ -70,6 +71,11 @@ class TrainConfig:
                 "or train without it: --no-tracking"
             )
 
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and the record of runs go: the store, or beside us where that is a URL."""
+        return self.store if isinstance(self.store, Path) else Path(self.store.name)
+
     def torch_device(self) -> torch.device:
         """Return the device to train on."""
         if self.device == "auto":
@@ -78,8 +84,9 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for checkpoints and records."""
-        fields = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        paths = (Path, RemotePath)
+        return {name: str(value) if isinstance(value, paths) else value for name, value in fields.items()}
 
 
 def _installed(package: str) -> bool:

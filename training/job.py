@@ -105,7 +105,8 @@ class _Session:
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.resumed = self._resume(config.resume) if config.resume else None
-        self.path = (config.checkpoint_dir or store.path / "checkpoints" / _folder_name(config)) / "best.pt"
+        folder = config.checkpoint_dir or config.folder / "checkpoints" / _folder_name(config)
+        self.path = folder / "best.pt"
 
     def _resume(self, path: Path) -> Checkpoint:
         checkpoint = load_checkpoint(path, self.device)

@@ -20,6 +20,7 @@ import torch
 import featurestore
 import training
 from featurestore.errors import TrainingError
+from featurestore.paths import RemotePath
 from featurestore.store import FeatureStore
 from training.config import TrainConfig
 from training.loop import EpochResult
@@ -70,7 +71,7 @@ def track(store: FeatureStore, config: TrainConfig) -> Iterator["Tracker"]:
 
     _quieten()
     try:
-        with _tracking_uri(store.path), _start_run(store.path, config) as run:
+        with _tracking_uri(config.folder), _start_run(config.folder, config) as run:
             tracked = TrackedRun(run.info.run_id, run.info.experiment_id, mlflow.get_tracking_uri())
             tracker = Tracker(tracked, store)
             tracker.start(config)
@@ -200,9 +201,10 @@ def _dataset(store: FeatureStore) -> object:
     manifest = store.snapshot.manifest
     kinds = {"float": "float", "int32": "integer", "int64": "long"}  # all else is text
     columns = [ColSpec(kinds.get(kind, "string"), name) for name, kind in manifest.columns.items()]
-    source = json.dumps({"uri": str(store.snapshot.folder.resolve())})
+    folder = store.snapshot.folder
+    source = json.dumps({"uri": str(folder.absolute())})
     return MetaDataset(
-        get_dataset_source_from_json(source, "local"),
+        get_dataset_source_from_json(source, folder.scheme if isinstance(folder, RemotePath) else "local"),
         name=f"snapshot-{manifest.id}",
         digest=manifest.content_digest,
         schema=Schema(columns),

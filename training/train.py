@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from featurestore.options import store_option
 from training.config import DEVICES, TrainConfig
 from training.job import TrainResult, train
 from training.progress import Progress, epoch_table
@@ -49,7 +50,7 @@ def _option(flag: str, kind: Any, text: str, field: str | None = None) -> Callab
 
 
 @click.command("train", cls=_TrainCommand, epilog=EPILOG)
-@click.option("--store", type=_FOLDER, required=True, help="Folder of the store.")
+@store_option
 @_option("--snapshot", str, "A snapshot, or the start of its id.")
 @_option("--device", click.Choice(DEVICES), "auto is cuda where there is one.")
 @_option("--epochs", int, "Most epochs to train.")

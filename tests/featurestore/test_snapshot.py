@@ -8,15 +8,9 @@ import sys
 import pytest
 
 from featurestore.errors import ArtifactError, NotFound, StoreBusy, VersionError
-from featurestore.snapshot import (
-    FORMAT_VERSION,
-    ID_LENGTH,
-    Manifest,
-    Snapshot,
-    list_snapshots,
-    open_snapshot,
-    staging,
-)
+from featurestore.manifest import FORMAT_VERSION, ID_LENGTH, Manifest
+from featurestore.snapshot import Snapshot, list_snapshots, open_snapshot
+from featurestore.staging import staging
 
 REJECT = {
     "file": "ratings.dat",
@@ -152,7 +146,7 @@ def test_rejects_make_another_snapshot(store, publish, make_table):
 
 def test_a_second_process_is_told_that_the_store_is_busy(store):
     program = (
-        "import sys, pathlib; from featurestore.snapshot import staging\n"
+        "import sys, pathlib; from featurestore.staging import staging\n"
         "with staging(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -462,7 +462,7 @@ def test_a_catalog_is_replaced_whole(store, publish, make_table):
     )
     subprocess.run([sys.executable, "-c", killed, str(store / "catalog.duckdb")])
     assert (store / "catalog.duckdb.wal").exists()
-    assert write_catalog(store, publish(store, make_table(40, seed=5))) == store / "catalog.duckdb"
+    write_catalog(store, publish(store, make_table(40, seed=5)))
     with duckdb.connect(str(store / "catalog.duckdb")) as plain:
         assert plain.execute("SELECT count(*) FROM examples").fetchall() == [(40,)]
     assert list((store / "staging").iterdir()) == []

@@ -1,0 +1,173 @@
+"""Writing to a store: one ingestion at a time is staged, then published all at once."""
+
+import contextlib
+import dataclasses
+import fcntl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from featurestore.errors import ArtifactError, StoreBusy
+from featurestore.manifest import Manifest, Shard
+from featurestore.paths import REQUESTS, AnyPath, RemotePath, files_below, remove_tree, sync, write_whole
+from featurestore.snapshot import MANIFEST, Snapshot, open_snapshot, read_snapshot
+
+ABANDONED_SECONDS = 24 * 3600
+"""An object store has no lock: what lies in staging unchanged for so long belongs to no run any more."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A folder inside the store that becomes a snapshot when published."""
+
+    store: AnyPath
+    folder: AnyPath
+
+    def publish(self, manifest: Manifest, prepare: Callable[[Snapshot], object] | None = None) -> Snapshot:
+        """Make the staged files the newest snapshot, all at once.
+
+        The snapshot exists when its manifest stands beside its shards; by then their bytes are on the disk.
+        Where an intact snapshot of the same content is there already, that one becomes the newest; a
+        damaged one is replaced. ``prepare`` is called before it becomes the newest: if it fails, the
+        last one stays.
+        """
+        manifest = manifest.named()
+        target = self.store / "snapshots" / manifest.id
+        if not _is_intact(target):
+            self._place(target, manifest)
+        if prepare:
+            prepare(open_snapshot(self.store, manifest.id))
+        set_latest(self.store, manifest.id)
+        return open_snapshot(self.store, manifest.id)
+
+    def _place(self, target: AnyPath, manifest: Manifest) -> None:
+        if isinstance(self.folder, Path) and isinstance(target, Path):
+            _rename(self.folder, target, manifest)
+        elif isinstance(self.folder, RemotePath) and isinstance(target, RemotePath):
+            _copy(self.folder, target, manifest)
+
+
+def _rename(folder: Path, target: Path, manifest: Manifest) -> None:
+    """Turn the staged folder into the snapshot's, or into one in it where there are remains of the same id.
+
+    Other snapshots may use those remains; `featurestore.retention.sweep` removes what none does.
+    """
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+    if target.exists():
+        run = _run_name(folder)
+        folder.rename(target / run)
+        _write_manifest(target, _below(manifest, run))
+    else:
+        target.parent.mkdir(exist_ok=True)
+        _write_manifest(folder, manifest)
+        folder.rename(target)
+    sync(target.parent)
+
+
+def _copy(folder: RemotePath, target: RemotePath, manifest: Manifest) -> None:
+    """Copy the staged shards where the snapshot's are, then put its manifest there: nothing can be renamed.
+
+    They go to a folder of the run's name, so that two runs with the same contents never mix.
+    """
+    run = _run_name(folder)
+    own = [shard.path for shards in manifest.shards.values() for shard in shards if not shard.is_inherited]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(lambda path: (folder / path).copy_to(target / run / path), own))
+    _write_manifest(target, _below(manifest, run))
+
+
+def _run_name(folder: AnyPath) -> str:
+    return f"run-{folder.name[:8]}"
+
+
+def _below(manifest: Manifest, folder: str) -> Manifest:
+    """Return the manifest with its own shards in ``folder``."""
+
+    def moved(shard: Shard) -> Shard:
+        return shard if shard.is_inherited else dataclasses.replace(shard, path=f"{folder}/{shard.path}")
+
+    shards = {kind: [moved(shard) for shard in shards] for kind, shards in manifest.shards.items()}
+    return dataclasses.replace(manifest, shards=shards)
+
+
+def _write_manifest(folder: AnyPath, manifest: Manifest) -> None:
+    write_whole(folder / MANIFEST, manifest.to_json().encode(), durable=True)
+
+
+def set_latest(store: AnyPath, snapshot_id: str) -> None:
+    """Make a snapshot the newest."""
+    write_whole(store / "LATEST", f"{snapshot_id}\n".encode(), durable=True)
+
+
+def _is_intact(folder: AnyPath) -> bool:
+    try:
+        return not read_snapshot(folder).problems(deep=True)
+    except (ArtifactError, pa.ArrowException):
+        return False
+
+
+@contextlib.contextmanager
+def staging(store: AnyPath) -> Iterator[Staging]:
+    """Lock the store for one ingestion and yield its staging folder, removed when done.
+
+    What a killed ingestion left behind is removed first: whoever holds the lock is the only one at work.
+    On an object store, which has no lock, each run has a folder and its snapshot names of their own, and
+    what is there is removed when it has not changed for `ABANDONED_SECONDS`.
+
+    Raises:
+        StoreBusy: another process is writing to the store.
+        ArtifactError: the store cannot be written.
+    """
+    scratch = store / "staging"
+    with lock(store):
+        _clear(scratch)
+        folder = scratch / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        try:
+            yield Staging(store, folder)
+        finally:
+            remove_tree(folder)
+
+
+@contextlib.contextmanager
+def lock(store: AnyPath) -> Iterator[None]:
+    """Hold a local store's lock, made if missing, for writing; an object store has none.
+
+    Raises:
+        StoreBusy: another process holds it.
+        ArtifactError: the store cannot be written.
+    """
+    if isinstance(store, RemotePath):
+        yield
+        return
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        file = (store / "ingest.lock").open("w")
+    except OSError as error:
+        raise ArtifactError(f"the store {store} cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreBusy(
+                f"another ingestion into {store} is running: wait for it, or use another --store"
+            ) from error
+        yield
+
+
+def _clear(scratch: AnyPath) -> None:
+    """Remove what earlier runs left behind."""
+    if isinstance(scratch, Path):
+        for path in scratch.glob("*"):
+            remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return
+    for run in scratch.iterdir():
+        changed = max((run / name).stat().st_mtime_ns for name in files_below(run)) if run.is_dir() else 0
+        if changed < time.time_ns() - ABANDONED_SECONDS * 10**9:
+            remove_tree(run)
