@@ -256,15 +256,51 @@ def _timestamp_at(database: Database, rank: int, low: int, high: int) -> int:
     return low
 
 
-def duplicate_rows(files: Sequence[AnyPath], keys: Sequence[str], newest: str) -> list[tuple[int, int]]:
-    """Return (file index, row) of every row that another with the same ``keys`` supersedes.
+def duplicate_rows(files: Sequence[AnyPath], keys: Sequence[str], newest: str) -> pa.Table:
+    """Return every row that another with the same ``keys`` supersedes: file, row (int64), both numbers.
 
     The row with the highest ``newest`` stays, at a tie the last one.
     """
-    columns = ", ".join(identifier(key) for key in keys)
-    latest = f"{identifier(newest)} DESC, file_index DESC, file_row_number DESC"
     with _reading(files) as database:
-        return database.execute(
-            f"SELECT file_index, file_row_number FROM {parquet(files)} "
-            f"QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY {latest}) > 1 ORDER BY ALL"
-        )
+        return database.read(
+            f"SELECT file_index::BIGINT AS file, file_row_number::BIGINT AS row FROM {parquet(files)} "
+            f"QUALIFY {_rank(keys, newest)} > 1 ORDER BY ALL"
+        ).read_all()
+
+
+def superseding_rows(
+    old: Sequence[AnyPath],
+    new: Sequence[AnyPath],
+    keys: Sequence[str],
+    newest: str,
+    value: str,
+    *,
+    unique: bool,
+) -> pa.Table:
+    """Return the pairs of an old and a new row with the same ``keys``, and which of the two stays.
+
+    The new one does (``new_wins``) if its ``newest`` is higher, or as high with another ``value``; with the
+    same value too they are the ``same``. Of several new rows only the one that `duplicate_rows` leaves
+    counts; ``unique`` promises that there are no such. Columns: old_file, old_row, new_file, new_row
+    (int64), new_wins, same (bool).
+    """
+    listed = ", ".join(map(identifier, keys))
+    time, what = identifier(newest), identifier(value)
+    rows = f"{listed}, {time}, {what}, file_index::BIGINT AS file, file_row_number::BIGINT AS row"
+    only = "" if unique else f"QUALIFY {_rank(keys, newest)} = 1"
+    with _reading(new) as database:
+        return database.read(
+            f"""WITH old AS (SELECT {rows} FROM {parquet(old)}),
+                new AS (SELECT {rows} FROM {parquet(new)} {only})
+            SELECT old.file AS old_file, old.row AS old_row, new.file AS new_file, new.row AS new_row,
+                new.{time} > old.{time} OR (new.{time} = old.{time} AND new.{what} <> old.{what}) AS new_wins,
+                new.{time} = old.{time} AND new.{what} = old.{what} AS same
+            FROM old JOIN new USING ({listed})"""
+        ).read_all()
+
+
+def _rank(keys: Sequence[str], newest: str) -> str:
+    """Return SQL for a row's place among those with the same ``keys``: 1 for the one that stays."""
+    columns = ", ".join(map(identifier, keys))
+    latest = f"{identifier(newest)} DESC, file_index DESC, file_row_number DESC"
+    return f"row_number() OVER (PARTITION BY {columns} ORDER BY {latest})"

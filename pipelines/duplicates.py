@@ -1,8 +1,9 @@
-"""Ratings of one movie by one user that arrive more than once.
+"""Ratings of one movie by one user that arrive more than once, in one source or in one append after another.
 
 Every shard leaves the sorted 64-bit keys of its rows. They are merged one slice of the key space at
 a time, so memory does not grow with the rows; only where two are equal is the text itself compared.
-The rating with the latest event time is kept, at equal times the last in the source.
+The rating with the latest event time is kept, at equal times the last to arrive; one that says what an
+earlier snapshot says already is not kept again.
 """
 
 import contextlib
@@ -16,20 +17,28 @@ import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from featurestore.database import duplicate_rows
+from featurestore.database import duplicate_rows, superseding_rows
 from featurestore.digest import row_words
-from featurestore.paths import AnyPath, files_below, write_whole
+from featurestore.paths import AnyPath, arrow_file, files_below, write_whole
 from pipelines.counters import StepCounters
 from pipelines.movielens import KEYS
 from pipelines.read import Records, reject_rows
 from pipelines.runner import available_cores
+from pipelines.shards import write_parquet
 
 KEYS_FOLDER = "keys"
+SUPERSEDED_FOLDER = "superseded"
 SLICE_ROWS = 16_000_000
 
-Rows = dict[int, list[int]]
-"""Row numbers by the index of their shard."""
+SUPERSEDED = "superseded: "
+"""Beginning of the reasons of ratings that an append supersedes: they are no mistakes of the source."""
+_REPEATED = "user_id {user_id!r} rated movie_id {movie_id!r} more than once; the latest is kept"
+_OLDER = SUPERSEDED + "an earlier snapshot has a later rating of movie_id {movie_id!r} by user_id {user_id!r}"
+_SAME = SUPERSEDED + "an earlier snapshot has this rating of movie_id {movie_id!r} by user_id {user_id!r}"
+_NEWER = SUPERSEDED + "user_id {user_id!r} rated movie_id {movie_id!r} again"
 
 
 def row_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
@@ -66,17 +75,6 @@ def repeated_keys(files: Sequence[Path], rows: int) -> bool:
         return any(pool.map(repeats, range(slices)))
 
 
-def find_duplicates(folder: AnyPath, shards: Sequence[AnyPath], rows: int) -> Rows:
-    """Return which rows of which shards are superseded by another rating of the same user and movie."""
-    found: Rows = {}
-    with _local_keys(folder / KEYS_FOLDER) as files:
-        repeated = repeated_keys(files, rows)
-    if repeated:
-        for shard, row in duplicate_rows(shards, KEYS, "timestamp"):
-            found.setdefault(shard, []).append(row)
-    return found
-
-
 @contextlib.contextmanager
 def _local_keys(folder: AnyPath) -> Iterator[list[Path]]:
     """Yield the key files of a run; those on an object store are copied, for they are to be mapped."""
@@ -90,33 +88,94 @@ def _local_keys(folder: AnyPath) -> Iterator[list[Path]]:
         yield [Path(scratch) / name for name in names]
 
 
-def drop_rows(records: Records, rows: Sequence[int]) -> Records:
-    """Reject the given rows of a batch as superseded."""
-    bad = np.zeros(records.table.num_rows, np.bool_)
-    bad[list(rows)] = True
-    taken = records.table.select(list(KEYS)).filter(pa.array(bad)).to_pylist()
-    reasons = [
-        f"user_id {row['user_id']!r} rated movie_id {row['movie_id']!r} more than once; the latest is kept"
-        for row in taken
-    ]
-    return reject_rows(records, bad, "movie_id", reasons)
+@dataclass(frozen=True)
+class Superseded:
+    """Which shards have rows that another rating supersedes: the rows themselves lie in ``folder``.
+
+    new: numbers of shards of this source. old: of the snapshot it is appended to.
+    """
+
+    folder: AnyPath
+    new: frozenset[int] = frozenset()
+    old: frozenset[int] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.old)
+
+    def rows(self, kind: str, index: int) -> pa.Table:
+        """Return the superseded rows of a shard and why: row (int64), reason (string), by row."""
+        with arrow_file(self.folder / SUPERSEDED_FOLDER / f"{kind}-{index:05d}.parquet") as file:
+            return pq.read_table(file)
+
+
+def find_superseded(
+    folder: AnyPath, shards: Sequence[AnyPath], rows: int, parent: Sequence[AnyPath] = ()
+) -> Superseded:
+    """Find the superseded rows of new ``shards``, of ``rows`` in all, and of the ``parent``'s.
+
+    They are written to ``folder`` for the workers that will leave them out.
+    """
+    with _local_keys(folder / KEYS_FOLDER) as files:
+        repeated = repeated_keys(files, rows)
+    new, old = [], []
+    if repeated:
+        found = duplicate_rows(shards, KEYS, "timestamp")
+        new.append(_with_reason(found["file"], found["row"], _REPEATED))
+    if parent:
+        found = superseding_rows(parent, shards, KEYS, "timestamp", "rating", unique=not repeated)
+        wins, same = found["new_wins"], found["same"]
+        for reason, chosen in ((_SAME, same), (_OLDER, pc.invert(pc.or_(wins, same)))):
+            lost = found.filter(chosen)
+            new.append(_with_reason(lost["new_file"], lost["new_row"], reason))
+        lost = found.filter(wins)
+        old.append(_with_reason(lost["old_file"], lost["old_row"], _NEWER))
+    return Superseded(folder, _write_rows(folder, "new", new), _write_rows(folder, "old", old))
+
+
+def _with_reason(files: pa.ChunkedArray, rows: pa.ChunkedArray, reason: str) -> pa.Table:
+    return pa.table({"file": files, "row": rows, "reason": pa.repeat(pa.scalar(reason), len(rows))})
+
+
+def _write_rows(folder: AnyPath, kind: str, parts: Sequence[pa.Table]) -> frozenset[int]:
+    """Write the rows of each shard to a file of its own; return the shards' numbers."""
+    if not parts:
+        return frozenset()
+    table = pa.concat_tables(parts).sort_by([("file", "ascending"), ("row", "ascending")])
+    files = table["file"].to_numpy()
+    numbers, starts = np.unique(files, return_index=True)
+    for number, start, end in zip(numbers, starts, [*starts, len(files)][1:], strict=True):
+        rows = table.slice(start, end - start).select(["row", "reason"])
+        write_parquet(rows, folder, f"{SUPERSEDED_FOLDER}/{kind}-{number:05d}.parquet")
+    return frozenset(map(int, numbers))
+
+
+def split_rows(table: pa.Table, rows: pa.Table) -> tuple[npt.NDArray[np.bool_], list[str], pa.Table]:
+    """Return which rows of ``table`` are named in ``rows`` (n,), why each of them goes, and those rows."""
+    bad = np.zeros(table.num_rows, np.bool_)
+    bad[rows["row"].to_numpy()] = True
+    taken = table.filter(pa.array(bad))
+    keys = taken.select(list(KEYS)).to_pylist()
+    reasons = [reason.format(**key) for reason, key in zip(rows["reason"].to_pylist(), keys, strict=True)]
+    return bad, reasons, taken
 
 
 @dataclass
 class DropDuplicates(beam.PTransform):
     """`Records` -> `Records` without the rows that an earlier pass found superseded."""
 
-    rows: Rows
+    superseded: Superseded
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Drop rows from the batches that have some."""
-        return records | "Drop" >> beam.ParDo(_DropDuplicates(), rows=self.rows)
+        return records | "Drop" >> beam.ParDo(_DropDuplicates(), superseded=self.superseded)
 
 
 class _DropDuplicates(beam.DoFn):
-    def process(self, records: Records, rows: Rows) -> Iterator[Records]:
+    def process(self, records: Records, superseded: Superseded) -> Iterator[Records]:
         with StepCounters("duplicates") as count:
-            superseded = rows.get(records.place.index, [])
-            kept = drop_rows(records, superseded) if superseded else records
-            count(rows=kept.table.num_rows, rejected=len(superseded))
+            kept, index = records, records.place.index
+            if index in superseded.new:
+                bad, reasons, _ = split_rows(records.table, superseded.rows("new", index))
+                kept = reject_rows(records, bad, "movie_id", reasons)
+            count(rows=kept.table.num_rows, rejected=records.table.num_rows - kept.table.num_rows)
         yield kept

@@ -22,9 +22,11 @@ from rich.progress import (
 
 from featurestore.options import json_option, store_option
 from featurestore.paths import AnyPath, RemotePath, files_below
+from featurestore.snapshot import open_snapshot
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec
 from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, choose_spec, ingest
 from pipelines.movielens import FORMATS
+from pipelines.publish import Reports
 from pipelines.runner import pipeline_options
 from pipelines.shards import REPORTS
 from pipelines.source import Source, open_source
@@ -35,6 +37,7 @@ Examples:
   slotstore ingest ml-100k --store store --spec article
   slotstore ingest synthetic:ml-1m --store store
   slotstore ingest data/ml-1m --store store --direct_num_workers 8
+  slotstore ingest data/today --store store --append
 
 Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
 
@@ -63,6 +66,11 @@ Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
     show_default=True,
     help="Share of bad records to keep as rejects before the ingestion fails.",
 )
+@click.option(
+    "--append",
+    is_flag=True,
+    help="Make a snapshot of the newest one and SOURCE: the newest one's shards are used, not read again.",
+)
 @click.option("--shard-bytes", type=int, default=SHARD_BYTES, show_default=True, help="Raw bytes of a shard.")
 @json_option
 @click.pass_context
@@ -75,20 +83,23 @@ def command(
     max_reject_ratio: float,
     shard_bytes: int,
     *,
+    append: bool,
     as_json: bool,
 ) -> IngestResult:
     """Ingest raw MovieLens files into a snapshot of precomputed slots.
 
     SOURCE is a folder of ml-100k, ml-1m or ml-10m files, or synthetic:ml-1m, or synthetic:ROWS.
-    A failed or killed ingestion leaves the store as it was; run it again.
+    A failed or killed ingestion leaves the store as it was; run it again. With --append, of two ratings
+    of one movie by one user the later stays; a source that was appended before changes nothing.
     """
     options = pipeline_options(ctx.args, [option for each in ctx.command.params for option in each.opts])
     err = Console(stderr=True)
     opened = open_source(source, store, format_name)
-    spec, dropped = choose_spec(spec_name, opened)
+    parent = open_snapshot(store) if append else None
+    spec, dropped = choose_spec(spec_name, opened, parent)
     if dropped:
         err.print(f"{opened.format.name} has no {', '.join(dropped)}: using the spec {spec.name} without.")
-    config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes)
+    config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes, parent)
     _prepare(opened, err)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     with _progress(err) as follow:
@@ -144,31 +155,56 @@ def _watch(bar: Bar, task: TaskID, folder: AnyPath, stop: threading.Event) -> No
 
 def summary(result: IngestResult) -> dict[str, object]:
     """Return what happened, for machines."""
-    manifest = result.snapshot.manifest
+    manifest, reports = result.snapshot.manifest, result.reports
+    read = reports.read if reports else 0
     return {
         "snapshot": manifest.id,
+        "parent": manifest.parent,
         "content_digest": manifest.content_digest,
         "fingerprint": manifest.fingerprint,
         "format": manifest.source["format"],
         **manifest.counts,
+        "source_read": read,
+        "source_examples": reports.examples if reports else 0,
+        "superseded": reports.superseded if reports else 0,
+        "replaced": reports.replaced if reports else 0,
         "splits": manifest.splits["rows"],
         "seconds": round(result.seconds, 3),
-        "rows_per_second": round(manifest.counts["read"] / result.seconds),
+        "rows_per_second": round(read / result.seconds),
         "bytes": sum(shard.bytes for shards in manifest.shards.values() for shard in shards),
         "shards": len(manifest.shards["examples"]),
+        "shards_written": sum(not shard.is_inherited for shard in manifest.shards["examples"]),
         "counters": result.counters,
     }
 
 
 def summary_text(result: IngestResult, spec: FeatureSpec, store: AnyPath) -> str:
     """Return what happened, for a person."""
-    facts, manifest = summary(result), result.snapshot.manifest
+    facts, manifest, reports = summary(result), result.snapshot.manifest, result.reports
+    if reports is None:
+        return (
+            f"snapshot  {manifest.id} in {store} was made from these very ratings already: nothing to append"
+        )
     splits = ", ".join(f"{name} {rows:,}" for name, rows in manifest.splits["rows"].items())
-    return f"""snapshot  {manifest.id} in {store}  (spec {spec.name}, {manifest.source["format"]})
-read      {manifest.counts["read"]:,} rows in {result.seconds:.1f} s: {facts["rows_per_second"]:,} rows/s
-examples  {manifest.counts["examples"]:,}   rejects {manifest.counts["rejects"]:,}
-splits    {splits}
-size      {facts["bytes"]:,} bytes in {facts["shards"]} shard{"s" if facts["shards"] != 1 else ""}"""
+    shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']} shards"
+    lines = [
+        f"snapshot  {manifest.id} in {store}  (spec {spec.name}, {manifest.source['format']})",
+        f"read      {reports.read:,} rows in {result.seconds:.1f} s: {facts['rows_per_second']:,} rows/s",
+        f"examples  {manifest.counts['examples']:,}   rejects {manifest.counts['rejects']:,}",
+        f"splits    {splits}",
+        f"size      {facts['bytes']:,} bytes in {shards}",
+    ]
+    if manifest.parent:
+        lines.insert(1, _append_text(manifest.parent, facts, reports))
+    return "\n".join(lines)
+
+
+def _append_text(parent: str, facts: dict[str, object], reports: Reports) -> str:
+    return (
+        f"parent    {parent}: {reports.examples:,} examples added, {reports.replaced:,} replaced by later "
+        f"ratings, {reports.superseded:,} not newer than what it has; {facts['shards_written']} of "
+        f"{facts['shards']} shards written"
+    )
 
 
 if __name__ == "__main__":

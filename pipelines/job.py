@@ -4,13 +4,14 @@ Each byte range of the ratings becomes one shard; only vocabulary counts cross f
 
 .. code-block:: text
 
-    ranges -> ReadRatings -> JoinEntities -> DropDuplicates -> EncodeSlots -> WriteShards -> BuildVocabulary
-    users, movies -> ReadEntities --^                    (one shard and one report a range)
-    files  -> DescribeSource
+    ranges -> ReadRatings -> JoinEntities -> DropDuplicates -> EncodeSlots -> WriteShards -> CountValues
+    users, movies -> ReadEntities --^                    (one shard and one report a range)       |
+    an append: parent's vocabulary -> ReadVocabulary, its replaced examples -> RewriteShards -----+
+    files -> DescribeSource                                                      BuildVocabulary <-'
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -23,15 +24,23 @@ from featurestore.paths import AnyPath, remove_tree
 from featurestore.snapshot import Snapshot
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec, load_spec
 from featurestore.staging import staging
+from pipelines.append import (
+    ReadVocabulary,
+    RewriteShards,
+    Rewriting,
+    appended_before,
+    check_newest,
+    check_parent,
+)
 from pipelines.counters import NAMESPACE
 from pipelines.describe import DescribeSource
-from pipelines.duplicates import DropDuplicates, Rows, find_duplicates
+from pipelines.duplicates import SUPERSEDED_FOLDER, DropDuplicates, Superseded, find_superseded
 from pipelines.join import JoinEntities, ReadEntities, WriteEntityRejects
 from pipelines.publish import Reports, check_rejects, publish, read_reports
 from pipelines.read import ByteRange, ReadRatings, plan_ranges
 from pipelines.runner import choose_runner
 from pipelines.source import Source
-from pipelines.vocabulary import BuildVocabulary
+from pipelines.vocabulary import BuildVocabulary, CountValues
 from pipelines.write import EncodeSlots, WriteShards
 
 SHARD_BYTES = 8 << 20
@@ -46,12 +55,14 @@ class IngestConfig:
     """One ingestion: what, with which spec, how many bad records are tolerated, how shards are cut.
 
     max_reject_ratio: rejects over records read. shard_bytes: raw bytes of a shard, at least one line.
+    parent: the snapshot to append to.
     """
 
     source: Source
     spec: FeatureSpec
     max_reject_ratio: float = 0.0
     shard_bytes: int = SHARD_BYTES
+    parent: Snapshot | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -67,6 +78,8 @@ class IngestConfig:
         if numbers:
             names = ", ".join(repr(feature.name) for feature in numbers)
             raise SpecError(f"spec {self.spec.name!r}", [f"feature {names} reads the label's own column"])
+        if self.parent:
+            check_parent(self.parent, self.spec, self.source.format.columns, where)
 
     def ranges(self) -> list[ByteRange]:
         """Return the byte ranges of the ratings, one a shard."""
@@ -76,28 +89,40 @@ class IngestConfig:
 
 @dataclass(frozen=True)
 class IngestResult:
-    """The snapshot, what it cost and the pipeline's counters by name."""
+    """The snapshot, what it cost, the pipeline's counters by name, and what was read.
+
+    ``reports`` is None where the source had been appended before, and nothing was done.
+    """
 
     snapshot: Snapshot
     seconds: float
     counters: dict[str, int]
+    reports: Reports | None
 
 
-def choose_spec(name: str | None, source: Source) -> tuple[FeatureSpec, list[str]]:
-    """Load the spec called for; without one, the default less what the source lacks (also returned)."""
+def choose_spec(
+    name: str | None, source: Source, parent: Snapshot | None = None
+) -> tuple[FeatureSpec, list[str]]:
+    """Load the spec called for; without one, the parent's, or the default less what the source lacks.
+
+    Also returned: the names of the features that it lacks.
+    """
     if name is not None:
         return load_spec(name), []
+    if parent:
+        return parent.manifest.load_spec(), []
     return load_spec(DEFAULT_SPEC).fit(source.format.columns)
 
 
 def build(
-    pipeline: beam.Pipeline, config: IngestConfig, ranges: list[ByteRange], folder: AnyPath, superseded: Rows
+    pipeline: beam.Pipeline, config: IngestConfig, ranges: list[ByteRange], superseded: Superseded
 ) -> None:
-    """Add the ingestion to ``pipeline``: it writes shards and reports into ``folder``.
+    """Add the ingestion to ``pipeline``: it writes shards and reports into a folder.
 
-    ``ranges``: of the ratings, one a shard. ``superseded``: rows that an earlier pass found to be duplicates.
+    ``ranges``: of the ratings, one a shard. ``superseded``: rows that an earlier pass found to be
+    duplicates; the folder is theirs.
     """
-    source = config.source
+    source, spec, folder = config.source, config.spec, superseded.folder
     entities = pipeline | "ReadEntities" >> ReadEntities(source.folder, source.format)
     _ = entities | "WriteEntityRejects" >> WriteEntityRejects(folder)
     _ = (
@@ -105,16 +130,32 @@ def build(
         | "Sources" >> beam.Create(source.format.files)
         | "DescribeSource" >> DescribeSource(source.folder, folder)
     )
-    _ = (
+    counts = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
         | "ReadRatings" >> ReadRatings(source.format)
         | "JoinEntities" >> JoinEntities(entities)
         | "DropDuplicates" >> DropDuplicates(superseded)
-        | "EncodeSlots" >> EncodeSlots(config.spec)
+        | "EncodeSlots" >> EncodeSlots(spec)
         | "WriteShards" >> WriteShards(folder)
-        | "BuildVocabulary" >> BuildVocabulary(config.spec, folder)
+        | "CountValues" >> CountValues(spec)
     )
+    if config.parent:
+        counts = [counts, *_parent_counts(pipeline, config, config.parent, superseded)] | beam.Flatten()
+    _ = counts | "BuildVocabulary" >> BuildVocabulary(spec, folder)
+
+
+def _parent_counts(
+    pipeline: beam.Pipeline, config: IngestConfig, parent: Snapshot, superseded: Superseded
+) -> Iterator[beam.PCollection]:
+    """Yield what the parent adds to the vocabulary, and what its replaced examples take from it."""
+    paths = parent.files("vocabulary")
+    yield pipeline | "ParentVocabulary" >> beam.Create(paths) | "ReadVocabulary" >> ReadVocabulary()
+    if superseded.old:
+        files = tuple(parent.files("examples"))
+        work = Rewriting(files, superseded, superseded.folder)
+        numbers = pipeline | "ParentShards" >> beam.Create(sorted(superseded.old))
+        yield numbers | "RewriteShards" >> RewriteShards(work, config.spec)
 
 
 def ingest(
@@ -128,17 +169,21 @@ def ingest(
     Raises:
         SourceError: no record became an example, or the source changed while it was read.
         TooManyRejects: more records are bad than the config allows.
-        StoreBusy: another ingestion into the store is running.
+        StoreBusy: another ingestion into the store is running, or has made the parent an old snapshot.
         ArtifactError: the store cannot be written, or the disk is full.
     """
-    started = time.perf_counter()
+    started, parent = time.perf_counter(), config.parent
     try:
+        if parent and appended_before(parent, config.source):
+            return IngestResult(parent, time.perf_counter() - started, {}, None)
         with staging(store) as stage:
             counters, reports = _read_source(config, stage.folder, options, progress)
-            snapshot = publish(stage, config.spec, config.source, reports)
+            if parent:
+                check_newest(store, parent)
+            snapshot = publish(stage, config.spec, config.source, reports, parent)
     except OSError as error:
         raise ArtifactError(f"ingestion into {store} failed, nothing was published: {error}") from error
-    return IngestResult(snapshot, time.perf_counter() - started, counters)
+    return IngestResult(snapshot, time.perf_counter() - started, counters, reports)
 
 
 def _read_source(
@@ -148,15 +193,16 @@ def _read_source(
     stamps, ranges = config.source.stamps(), config.ranges()
     if progress:
         progress(folder, len(ranges))
-    counters, reports = _run(config, ranges, folder, options, {})
-    superseded = _superseded(reports, folder)
-    if superseded:  # rare: read again without them, so that shards, counts and vocabulary agree
+    counters, reports = _run(config, ranges, Superseded(folder), options)
+    superseded = _superseded(config, reports, folder)
+    if superseded:  # read again without them, so that shards, counts and vocabulary agree
         for path in folder.iterdir():
-            remove_tree(path)
-        counters, reports = _run(config, ranges, folder, options, superseded)
+            if path.name != SUPERSEDED_FOLDER:
+                remove_tree(path)
+        counters, reports = _run(config, ranges, superseded, options)
     if config.source.stamps() != stamps:
         raise SourceError(f"{config.source.uri} changed while it was read, nothing was published: run again")
-    if not reports.examples:
+    if not (reports.examples or reports.superseded):
         raise SourceError(
             f"{config.source.uri}: none of {reports.read:,} records became an example. "
             "Is it the right folder, or the right --format?"
@@ -165,21 +211,21 @@ def _read_source(
 
 
 def _run(
-    config: IngestConfig, ranges: list[ByteRange], folder: AnyPath, options: PipelineOptions, superseded: Rows
+    config: IngestConfig, ranges: list[ByteRange], superseded: Superseded, options: PipelineOptions
 ) -> tuple[dict[str, int], Reports]:
     try:
         pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
     except ValueError as error:  # Beam's own checks of its flags
         raise SpecError("command line", [str(error)]) from error
-    build(pipeline, config, ranges, folder, superseded)
+    build(pipeline, config, ranges, superseded)
     try:
         result = pipeline.run()
         result.wait_until_finish()
     except RuntimeError as error:
         raise _told(error) from error
-    reports = read_reports(folder)
+    reports = read_reports(superseded.folder)
     assert len(reports.shards) == len(ranges)
-    check_rejects(folder, reports.reject_shards, reports.read, config.max_reject_ratio)
+    check_rejects(superseded.folder, reports, config.max_reject_ratio)
     return _counters(result), reports
 
 
@@ -192,9 +238,10 @@ def _told(error: RuntimeError) -> Exception:
     return ArtifactError(f"a worker failed, nothing was published: {reason}")
 
 
-def _superseded(reports: Reports, folder: AnyPath) -> Rows:
+def _superseded(config: IngestConfig, reports: Reports, folder: AnyPath) -> Superseded:
     shards = [folder / report.shard.path for report in reports.shards]
-    return find_duplicates(folder, shards, reports.examples)
+    parent = config.parent.files("examples") if config.parent else []
+    return find_superseded(folder, shards, reports.examples, parent)
 
 
 def _counters(result: PipelineResult) -> dict[str, int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.encode import as_text
 from featurestore.hashing import hash_values
@@ -37,6 +38,7 @@ def add_counts(tables: Iterable[pa.Table]) -> pa.Table:
 
 def vocabulary_table(counts: pa.Table, feature: Feature) -> pa.Table:
     """Return the feature's vocabulary, most frequent value first: rows as `VOCABULARY_SCHEMA`."""
+    counts = counts.filter(pc.greater(counts["count"], 0))  # an append may take a value's last example away
     ordered = counts.sort_by([("count", "descending"), ("value", "ascending")])
     values = ordered.column("value").combine_chunks()
     hashes = hash_values(values, feature.seeds)  # (k, n)
@@ -70,17 +72,27 @@ class _AddCounts(beam.CombineFn):
 
 
 @dataclass
+class CountValues(beam.PTransform):
+    """`Records` -> the counts of each feature's values, by feature."""
+
+    spec: FeatureSpec
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        """Count in each batch."""
+        return records | "Count" >> beam.FlatMap(_count_features, spec=self.spec)
+
+
+@dataclass
 class BuildVocabulary(beam.PTransform):
-    """`Records` -> one vocabulary shard a feature, each with a report."""
+    """Counts of values by feature -> one vocabulary shard a feature, each with a report."""
 
     spec: FeatureSpec
     folder: AnyPath
 
-    def expand(self, records: beam.PCollection) -> beam.PCollection:
-        """Count in each batch, add up by feature, hash and write."""
+    def expand(self, counts: beam.PCollection) -> beam.PCollection:
+        """Add up by feature, hash and write."""
         return (
-            records
-            | "Count" >> beam.FlatMap(_count_features, spec=self.spec)
+            counts
             | "Add" >> beam.CombinePerKey(_AddCounts())
             | "Write" >> beam.Map(_write_vocabulary, spec=self.spec, folder=self.folder)
         )

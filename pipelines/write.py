@@ -1,11 +1,12 @@
 """Encoded batches to shards, and what each shard reports about itself."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.digest import Sums, row_sums
 from featurestore.encode import encode
@@ -13,7 +14,7 @@ from featurestore.manifest import Shard
 from featurestore.paths import AnyPath
 from featurestore.spec import FeatureSpec
 from pipelines.counters import StepCounters
-from pipelines.duplicates import write_keys
+from pipelines.duplicates import SUPERSEDED, write_keys
 from pipelines.read import Records
 from pipelines.shards import shard_name, write_parquet, write_report
 
@@ -27,13 +28,15 @@ class ShardReport:
     rejects: Shard | None
     sums: Sums
     columns: dict[str, str]
+    superseded: int  # of the rejects: by what an earlier snapshot has
 
     @classmethod
-    def from_json(cls, text: str) -> "ShardReport":
+    def from_json(cls, data: dict[str, Any]) -> "ShardReport":
         """Parse a report."""
-        data = json.loads(text)
         rejects = Shard(**data["rejects"]) if data["rejects"] else None
-        return cls(data["index"], Shard(**data["shard"]), rejects, tuple(data["sums"]), data["columns"])
+        return cls(
+            **{**data, "shard": Shard(**data["shard"]), "rejects": rejects, "sums": tuple(data["sums"])}
+        )
 
 
 def write_shard(records: Records, folder: AnyPath) -> ShardReport:
@@ -45,7 +48,8 @@ def write_shard(records: Records, folder: AnyPath) -> ShardReport:
         rejects = write_parquet(records.rejects, folder, shard_name("rejects", place.index, place.count))
     write_keys(folder, place.index, records.table)
     columns = {field.name: str(_plain(field.type)) for field in records.table.schema}
-    report = ShardReport(place.index, shard, rejects, row_sums(records.table), columns)
+    superseded = pc.sum(pc.starts_with(records.rejects["reason"], SUPERSEDED)).as_py() or 0
+    report = ShardReport(place.index, shard, rejects, row_sums(records.table), columns, superseded)
     write_report(folder, f"examples-{place.index:05d}", report)
     return report
 
