@@ -83,7 +83,7 @@ class EntityFormat:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """A data set's files and how their lines are divided; ``header``: the first line of the ratings, if any."""
+    """A data set's files and how their lines are divided; ``header`` is the first line of the ratings."""
 
     name: str
     ratings: str
