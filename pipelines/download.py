@@ -57,6 +57,10 @@ _ARCHIVES = (
     Archive("ml-100k", "0e33842e24a9c977be4e0107933c0723", "ml-100k", ("u.data", "u.item", "u.user")),
     Archive("ml-1m", "c4d9eecfca2ab87c1945afe126590906", "ml-1m", ("ratings.dat", "movies.dat", "users.dat")),
     Archive("ml-10m", "ce571fd55effeba0271552578f2648bd", "ml-10M100K", ("ratings.dat", "movies.dat")),
+    Archive("ml-20m", "cd245b17a1ae2cc31bb14903e1204af3", "ml-20m", ("ratings.csv", "movies.csv")),
+    Archive("ml-25m", "6b51fb2759a8657d3bfcbfc42b592ada", "ml-25m", ("ratings.csv", "movies.csv")),
+    Archive("ml-32m", "d472be332d4daa821edc399621853b57", "ml-32m", ("ratings.csv", "movies.csv")),
+    # ml-latest and ml-latest-small are made anew from time to time: no MD5 holds for them
 )
 ARCHIVES = {archive.name: archive for archive in _ARCHIVES}
 

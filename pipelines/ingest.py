@@ -88,7 +88,8 @@ def command(
 ) -> IngestResult:
     """Ingest raw MovieLens files into a snapshot of precomputed slots.
 
-    SOURCE is a folder of ml-100k, ml-1m or ml-10m files, or synthetic:ml-1m, or synthetic:ROWS.
+    SOURCE is a folder of ml-100k, ml-1m, ml-10m or `.csv` files (ml-20m to 32m, ml-latest: ml-csv),
+    or synthetic:ml-1m, or synthetic:ROWS.
     A failed or killed ingestion leaves the store as it was; run it again. With --append, of two ratings
     of one movie by one user the later stays; a source that was appended before changes nothing.
     """

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from featurestore.manifest import Shard
 from featurestore.paths import AnyPath
 from pipelines.counters import StepCounters
-from pipelines.movielens import BadRecord, EntityFormat, Fields, SourceFormat
+from pipelines.movielens import BadRecord, EntityFormat, Fields, SourceFormat, header_size
 from pipelines.read import Records, reject, reject_rows, rejects_table
 from pipelines.shards import write_parquet, write_report
 
@@ -32,8 +32,9 @@ def read_entities(file: AnyPath, entity: EntityFormat, encoding: str) -> Entitie
     """Read one file of users or movies, line by line: it is small beside the ratings."""
     found: dict[str, Fields] = {}
     rejects = []
-    offset = 0
-    for raw in file.read_bytes().splitlines(keepends=True):
+    data = file.read_bytes()
+    offset = header_size(data, entity.header)
+    for raw in data[offset:].splitlines(keepends=True):
         line = raw.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
         try:
             if line:

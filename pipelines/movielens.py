@@ -8,12 +8,19 @@ ml-1m     ratings/users/movies.dat       latin-1    gender, age, occupation, zip
 ml-10m    ratings/movies.dat             UTF-8      title, genres
 ml-100k   u.data, u.user, u.item         latin-1    age, gender, occupation, zip, title,
                                                     release_date, genres
+ml-csv    ratings.csv, movies.csv        UTF-8      title, genres
 ========  =============================  =========  ==========================================
+
+ml-csv is the one shape of ml-20m, ml-25m, ml-32m, ml-latest and ml-latest-small; their tags, links and
+genome are not read. A header line begins each file (after a byte order mark, where a spreadsheet has put
+one); lines end in LF or CRLF. A title that holds commas or quotes is quoted, its inner quotes doubled;
+numbers are not quoted.
 
 From the README of each data set (GroupLens). Values are kept as their text; a rating is a number
 from 0.5 to 5 and a timestamp the unix second of the rating, not before MovieLens began.
 """
 
+import csv
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +33,8 @@ RATING_COLUMNS = (*KEYS, "rating", "timestamp")
 LOWEST_RATING, HIGHEST_RATING = 0.5, 5.0
 FIRST_TIMESTAMP = 788_918_400  # 1995-01-01; MovieLens' first ratings are of that year
 LAST_TIMESTAMP = 4_102_444_800  # 2100-01-01
+HEADER_BYTES = 1024
+"""Of a file's beginning, enough for `header_size`."""
 
 _ID = re.compile(r"[0-9]+", re.ASCII)
 _SECONDS = re.compile(r"0*[0-9]{1,12}", re.ASCII)  # int() refuses thousands of digits
@@ -60,23 +69,28 @@ class BadRecord(ValueError):
 
 @dataclass(frozen=True)
 class EntityFormat:
-    """A file with one line for each user or movie; ``divide`` turns a line into its columns."""
+    """A file with one line for each user or movie; ``divide`` turns a line into its columns.
+
+    header: the file's first line, where it has one that names the columns.
+    """
 
     file: str
     key: str
     columns: tuple[str, ...]
     divide: Callable[[str], Fields]
+    header: str | None = None
 
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """A data set's files and how their lines are divided."""
+    """A data set's files and how their lines are divided; ``header`` is the first line of the ratings."""
 
     name: str
     ratings: str
     separator: str
     encoding: str
     entities: tuple[EntityFormat, ...]
+    header: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -88,6 +102,23 @@ class SourceFormat:
         """Names of all raw columns of an example."""
         return (*RATING_COLUMNS, *(column for entity in self.entities for column in entity.columns))
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header lines, by the files that have one."""
+        found = {self.ratings: self.header} | {entity.file: entity.header for entity in self.entities}
+        return {file: header for file, header in found.items() if header is not None}
+
+
+def header_size(start: bytes, header: str | None) -> int:
+    """Return how many bytes the header takes with its line end and byte order mark; 0 if it is not there.
+
+    ``start``: the first `HEADER_BYTES` of the file, or more.
+    """
+    if header is None:
+        return 0
+    found = re.match(rb"(?:\xef\xbb\xbf)?" + re.escape(header.encode()) + rb"(?:\r?\n|\Z)", start)
+    return found.end() if found else 0
+
 
 def parse_rating(line: str, separator: str) -> tuple[str, str, float, int]:
     """Return user_id, movie_id, rating and timestamp of a line; BadRecord says what is wrong with it."""
@@ -97,9 +128,13 @@ def parse_rating(line: str, separator: str) -> tuple[str, str, float, int]:
             "", f"expected {len(RATING_COLUMNS)} columns separated by {separator!r}, got {len(parts)}"
         )
     for column, text in zip(KEYS, parts, strict=False):
-        if not _ID.fullmatch(text):
-            raise BadRecord(column, f"{column} must be a whole number, got {text!r}")
+        _check_id(column, text)
     return parts[0], parts[1], rating_of(parts[2]), _timestamp_of(parts[3])
+
+
+def _check_id(column: str, text: str) -> None:
+    if not _ID.fullmatch(text):
+        raise BadRecord(column, f"{column} must be a whole number, got {text!r}")
 
 
 def rating_of(text: str) -> float:
@@ -138,6 +173,20 @@ def _movie_dat(line: str) -> Fields:
     return {"movie_id": movie_id, "title": title, "genres": genres}
 
 
+def _movie_csv(line: str) -> Fields:
+    """Divide ``id,title,genres``; a quoted field may hold commas and doubled quotes, but no line end."""
+    columns = ("movie_id", "title", "genres")
+    try:
+        parts = next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        reason = f"a quoted field must be closed before the line ends, quotes in it doubled ({error})"
+        raise BadRecord("", reason) from error
+    if len(parts) != len(columns):
+        raise BadRecord("", f"expected {len(columns)} columns separated by ',', got {len(parts)}")
+    _check_id("movie_id", parts[0])
+    return dict(zip(columns, parts, strict=True))
+
+
 def _user_100k(line: str) -> Fields:
     return _split_fields(line, "|", ("user_id", "age", "gender", "occupation", "zip"))
 
@@ -154,18 +203,25 @@ _MOVIES = EntityFormat("movies.dat", "movie_id", ("title", "genres"), _movie_dat
 _USERS = EntityFormat("users.dat", "user_id", ("gender", "age", "occupation", "zip"), _user_dat)
 _USERS_100K = EntityFormat("u.user", "user_id", ("age", "gender", "occupation", "zip"), _user_100k)
 _MOVIES_100K = EntityFormat("u.item", "movie_id", ("title", "release_date", "genres"), _movie_100k)
+_MOVIES_CSV = EntityFormat(
+    "movies.csv", "movie_id", ("title", "genres"), _movie_csv, header="movieId,title,genres"
+)
 
 ML_1M = SourceFormat("ml-1m", "ratings.dat", "::", "latin-1", (_USERS, _MOVIES))
 ML_10M = SourceFormat("ml-10m", "ratings.dat", "::", "utf-8", (_MOVIES,))
 ML_100K = SourceFormat("ml-100k", "u.data", "\t", "latin-1", (_USERS_100K, _MOVIES_100K))
-FORMATS = {source.name: source for source in (ML_100K, ML_1M, ML_10M)}
+ML_CSV = SourceFormat(
+    "ml-csv", "ratings.csv", ",", "utf-8", (_MOVIES_CSV,), header="userId,movieId,rating,timestamp"
+)
+FORMATS = {source.name: source for source in (ML_100K, ML_1M, ML_10M, ML_CSV)}
 
 
 def recognise(folder: AnyPath, name: str | None = None) -> SourceFormat:
     """Return the format of the files in ``folder``, or the one called ``name`` if its files are there.
 
     Raises:
-        SourceError: the folder, or a file of the format, is missing or empty.
+        SourceError: the folder, or a file of the format, is missing or empty; a header is another one than
+            expected; or no name was given where the ratings of two formats are there.
     """
     if not folder.is_dir():
         raise SourceError(
@@ -178,7 +234,20 @@ def recognise(folder: AnyPath, name: str | None = None) -> SourceFormat:
             raise SourceError(f"{path} is missing: {source.name} has the files {', '.join(source.files)}")
         if not path.stat().st_size:
             raise SourceError(f"{path} is empty: expected the {source.name} file of that name")
+        if header := source.headers.get(file):
+            _check_header(path, header)
     return source
+
+
+def _check_header(path: AnyPath, header: str) -> None:
+    with path.open("rb") as file:
+        start = file.read(HEADER_BYTES)
+    size = header_size(start, header)
+    if not size:
+        first = start.partition(b"\n")[0].removesuffix(b"\r").decode("utf-8-sig", "backslashreplace")
+        raise SourceError(f"{path} begins with {first[:80]!r}: expected the header {header!r}")
+    if size == path.stat().st_size:
+        raise SourceError(f"{path} is empty below its header")
 
 
 def _named(name: str) -> SourceFormat:
@@ -188,15 +257,27 @@ def _named(name: str) -> SourceFormat:
 
 
 def _guess(folder: AnyPath) -> SourceFormat:
+    """Tell the format by the file of ratings. A folder with those of two formats is not guessed about."""
     present = {path.name for path in folder.iterdir()}
-    if ML_100K.ratings in present:
-        return ML_100K
-    if ML_1M.ratings in present:
+    known = {ML_1M.ratings: "ml-1m, ml-10m", ML_100K.ratings: "ml-100k", ML_CSV.ratings: "ml-csv"}
+    found = [file for file in known if file in present]
+    if not found:
+        raise SourceError(
+            f"{folder} has no MovieLens files: expected {_listed(known)}, "
+            f"found {', '.join(sorted(present)[:8]) or 'nothing'}"
+        )
+    if len(found) > 1:
+        raise SourceError(
+            f"{folder} has the ratings of several formats: say with --format which to read, "
+            f"{_listed({file: known[file] for file in found})}"
+        )
+    if found[0] == ML_1M.ratings:
         return ML_1M if "users.dat" in present or not _looks_like_10m(folder) else ML_10M
-    raise SourceError(
-        f"{folder} has no MovieLens files: expected ratings.dat (ml-1m, ml-10m) or u.data (ml-100k), "
-        f"found {', '.join(sorted(present)[:8]) or 'nothing'}"
-    )
+    return ML_100K if found[0] == ML_100K.ratings else ML_CSV
+
+
+def _listed(formats: dict[str, str]) -> str:
+    return " or ".join(f"{file} ({names})" for file, names in formats.items())
 
 
 def _looks_like_10m(folder: AnyPath) -> bool:

@@ -2,13 +2,14 @@
 
 A range owns the lines that start in it. Its bytes are parsed by Arrow in blocks; a block that Arrow
 refuses, or that holds anything but plain digits and separators, is read again line by line, so that
-one bad line costs a block and the two paths agree on every line.
+one bad line costs a block and the two paths agree on every line. A line ends in LF or CRLF. The header
+that some files begin with is in no range: it is neither read nor rejected.
 """
 
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 import apache_beam as beam
@@ -24,10 +25,12 @@ from featurestore.paths import AnyPath
 from pipelines.counters import StepCounters
 from pipelines.movielens import (
     FIRST_TIMESTAMP,
+    HEADER_BYTES,
     LAST_TIMESTAMP,
     RATING_COLUMNS,
     BadRecord,
     SourceFormat,
+    header_size,
     parse_rating,
     rating_of,
 )
@@ -41,7 +44,7 @@ RATINGS_SCHEMA = pa.schema(
     [("user_id", TEXT), ("movie_id", TEXT), ("rating", pa.float32()), ("timestamp", pa.int64())]
 )
 # Arrow's parser strips white space around a number and the slow path does not: such a block is not plain.
-_ODD_BYTES = tuple(bytes([byte]) for byte in b" \r\x0b\x0c\x00")
+_ODD_BYTES = tuple(bytes([byte]) for byte in b" \t\x0b\x0c\x00")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class ByteRange:
 class Records:
     """Ratings read from one range, with what has been rejected from it so far.
 
-    table: one row a good record, in the order of the file. rejects: as `REJECTS_SCHEMA`.
+    table: one row a good record, in the order of the file. rejects: as `REJECTS_SCHEMA`. place: the range,
+    without the header.
     """
 
     table: pa.Table
@@ -86,6 +90,17 @@ def read_bytes(place: ByteRange) -> tuple[bytes, int]:
         return file.read(max(0, end - begin)), begin
 
 
+def past_header(place: ByteRange, header: str | None) -> ByteRange:
+    """Return the range without the header, which only the one that begins the file holds.
+
+    A first line that is another one than ``header`` stays: it is a record, good or bad.
+    """
+    if header is None or place.start > 0:
+        return place
+    with place.file.open("rb") as file:
+        return replace(place, start=header_size(file.read(HEADER_BYTES), header))
+
+
 def _line_start(file: IO[bytes], offset: int) -> int:
     """Return where the first line that starts at ``offset`` or later begins."""
     if offset == 0:
@@ -102,6 +117,7 @@ def _line_start(file: IO[bytes], offset: int) -> int:
 
 def read_ratings(place: ByteRange, source: SourceFormat) -> Records:
     """Read the ratings of one range: shapes as `RATINGS_SCHEMA`, rows in the order of the file."""
+    place = past_header(place, source.header)
     data, offset = read_bytes(place)
     tables, rejects = [], []
     for block in _blocks(data):
@@ -142,9 +158,18 @@ def _parse_block(block: bytes, separator: str) -> pa.Table | None:
 
 def _is_plain(block: bytes, separator: str, lines: int) -> bool:
     """Whether no byte is above ':' or odd, and doubled separators stand where they should."""
-    if np.frombuffer(block, np.uint8).max() > ord(":") or any(byte in block for byte in _ODD_BYTES):
+    codes = np.frombuffer(block, np.uint8)
+    if codes.max() > ord(":") or any(byte in block for byte in _ODD_BYTES if byte != separator.encode()):
+        return False
+    if b"\r" in block and not _all_crlf(codes):
         return False
     return len(separator) == 1 or block.count(separator.encode()) == lines * (len(RATING_COLUMNS) - 1)
+
+
+def _all_crlf(codes: npt.NDArray[np.uint8]) -> bool:
+    """Whether every CR stands before an LF: Arrow would end a line at any."""
+    after = np.flatnonzero(codes == ord("\r")) + 1
+    return bool(after[-1] < len(codes) and (codes[after] == ord("\n")).all())
 
 
 def _read_csv(block: bytes, separator: str) -> pa.Table:

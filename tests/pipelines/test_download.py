@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from featurestore.errors import SourceError, SpecError
 from pipelines import download
 from pipelines.download import ARCHIVES, Archive, command, fetch, is_complete
+from pipelines.movielens import FORMATS
 
 RATINGS = "".join(f"{n}::{n * 7 % 3000}::{n % 5 + 1}::97830{n:04d}\n" for n in range(9000)).encode()
 FILES = {
@@ -320,11 +321,19 @@ def test_command_explains_a_wrong_base_url_and_a_disk_that_refuses(tmp_path, ser
     assert "cannot write the data set" in str(refused)
 
 
+@pytest.mark.parametrize("name", list(ARCHIVES))
+def test_an_archive_brings_the_files_of_a_format(name):
+    assert set(ARCHIVES[name].files) in [set(source.files) for source in FORMATS.values()]
+
+
 def test_known_archives_and_help():
     assert {name: archive.folder for name, archive in ARCHIVES.items()} == {
         "ml-100k": "ml-100k",
         "ml-1m": "ml-1m",
         "ml-10m": "ml-10M100K",
+        "ml-20m": "ml-20m",
+        "ml-25m": "ml-25m",
+        "ml-32m": "ml-32m",
     }
     assert all(len(archive.md5) == 32 for archive in ARCHIVES.values())
     assert "slotstore download ml-1m" in run("--help").stdout

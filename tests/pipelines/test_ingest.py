@@ -1,5 +1,6 @@
 """Whole ingestions: what is published, what is refused, and that nothing half-done is visible."""
 
+import csv
 import fcntl
 import json
 import os
@@ -244,12 +245,78 @@ def test_ml_10m_gets_the_features_it_has(ingest_folder, tmp_path):
     assert table["rating"].to_pylist() == [3.5, 5.0, 0.5]
 
 
+@pytest.fixture(scope="module")
+def as_ml_10m(synthetic_source, ingest_folder, tmp_path_factory):
+    """The synthetic ratings and movies as an ml-10m folder, ingested."""
+    folder = tmp_path_factory.mktemp("ml-10m")
+    shutil.copy(synthetic_source / "ratings.dat", folder)
+    (folder / "movies.dat").write_text((synthetic_source / "movies.dat").read_text("latin-1"), "utf-8")
+    (folder / "tags.dat").touch()
+    return ingest_folder(folder, folder / "store").snapshot.manifest
+
+
+def write_csv(source, folder, newline):
+    """Write the ratings and movies of an ml-1m folder as a folder of the later releases."""
+    folder.mkdir()
+    ratings = (source / "ratings.dat").read_text("ascii").replace("::", ",").replace("\n", newline)
+    (folder / "ratings.csv").write_bytes(f"userId,movieId,rating,timestamp{newline}{ratings}".encode())
+    with (folder / "movies.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator=newline)
+        writer.writerow(["movieId", "title", "genres"])
+        lines = (source / "movies.dat").read_text("latin-1").splitlines()
+        writer.writerows(line.split("::") for line in lines)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv_and_dat_make_the_same_examples(as_ml_10m, synthetic_source, ingest_folder, tmp_path, newline):
+    write_csv(synthetic_source, tmp_path / "csv", newline)
+    snapshot = ingest_folder(tmp_path / "csv", tmp_path / "store", shard_bytes=100_000).snapshot
+    manifest = snapshot.manifest
+    assert (manifest.source["format"], as_ml_10m.source["format"]) == ("ml-csv", "ml-10m")
+    assert [file["name"] for file in manifest.source["files"]] == ["movies.csv", "ratings.csv"]
+    assert manifest.counts == {"read": 20_000, "examples": 20_000, "rejects": 0}
+    assert manifest.content_digest == as_ml_10m.content_digest
+    assert '"' in (tmp_path / "csv" / "movies.csv").read_text("utf-8")
+
+
+def test_bad_lines_of_csv_are_rejects_where_they_stand(tiny_source, ingest_folder, tmp_path):
+    folder, store = tmp_path / "csv", tmp_path / "store"
+    folder.mkdir()
+    movies = '1,"Toy ""Story"", The",Comedy\r\n2,"Jumanji,Adventure\r\n1,Again,Drama\r\n'
+    ratings = "1,1,4.5,978300000\r\n1,1,4.5\r\n1,2,3.0,978300001\r\n"
+    (folder / "movies.csv").write_text(f"movieId,title,genres\r\n{movies}", "utf-8", newline="")
+    (folder / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\r\n{ratings}", newline="")
+    counts = ingest_folder(folder, store, max_reject_ratio=1.0).snapshot.manifest.counts
+    assert counts == {"read": 5, "examples": 1, "rejects": 4}
+    found = [(row["file"], row["byte_offset"], row["source_column"], row["raw"]) for row in rejects(store)]
+    assert found == [
+        ("movies.csv", 22 + 31, "", '2,"Jumanji,Adventure'),
+        ("movies.csv", 22 + 31 + 22, "movie_id", "1,Again,Drama"),
+        ("ratings.csv", 33 + 19, "", "1,1,4.5"),
+        ("ratings.csv", 33 + 19 + 9, "movie_id", "1,2,3.0,978300001"),
+    ]
+    with FeatureStore(store) as opened:
+        assert opened.sql("SELECT title FROM examples")["title"].to_pylist() == ['Toy "Story", The']
+
+
 def test_a_spec_that_does_not_fit_names_every_column(ingest_folder, tmp_path):
     with pytest.raises(SpecError) as caught:
         ingest_folder(ml_10m(tmp_path / "ml-10m"), tmp_path / "store", spec="article")
     assert [problem.split(",")[0] for problem in caught.value.problems] == [
         f"feature '{name}' needs column '{name}'" for name in ("age", "occupation", "zip")
     ]
+
+
+def test_another_header_touches_nothing(ingest_folder, tmp_path):
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    (folder / "movies.csv").write_text("movieId,title,genres\n1,A,Drama\n")
+    (folder / "ratings.csv").write_text("1,1,4.5,978300000\n")
+    with pytest.raises(
+        SourceError, match=r"ratings\.csv begins with '1,1,4\.5,978300000': expected the header"
+    ):
+        ingest_folder(folder, tmp_path / "store", max_reject_ratio=1.0)
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_command_says_which_features_are_left_out(tmp_path):

@@ -4,28 +4,35 @@ import itertools
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import read
-from pipelines.movielens import ML_1M, ML_100K
+from pipelines.movielens import ML_1M, ML_100K, ML_CSV
 from pipelines.read import RATINGS_SCHEMA, ByteRange, plan_ranges, read_ratings, reject_rows
 
-GOOD = st.builds(
-    "{}::{}::{}::{}".format,
-    st.integers(1, 10**6),
-    st.integers(1, 10**5),
-    st.sampled_from(["1", "5", "0.5", "3.5", "4.", ".5"]),
-    st.integers(788_918_400, 4_102_444_800),
-)
-ODD = st.one_of(
-    st.text(alphabet="0123456789:.- +eExX\tna\x0b\x00é", max_size=30),
-    st.builds(
-        "{}::{}::{}::{}".format,
-        *[st.sampled_from(["1", "", " 1", "0x1", "5", "978300000", "1e0", "-1", "+5", "1:"])] * 4,
-    ),
-)
-LINES = st.lists(st.one_of(GOOD, GOOD, ODD), max_size=12)
+SOURCES = (ML_1M, ML_CSV, ML_100K)
+NEWLINES = st.sampled_from(["\n", "\r\n"])
+FIELDS = ("1", "", " 1", "0x1", "5", "978300000", "978300000\t", "1e0", "-1", "+5", "1:", '"5"', "\r5", "5\r")
+
+
+def good_lines(source):
+    return st.builds(
+        source.separator.join(["{}"] * 4).format,
+        st.integers(1, 10**6),
+        st.integers(1, 10**5),
+        st.sampled_from(["1", "5", "0.5", "3.5", "4.", ".5", "4.0"]),
+        st.integers(788_918_400, 4_102_444_800),
+    )
+
+
+def lines_of(source):
+    """Lists of lines of which about a third are odd."""
+    odd = st.one_of(
+        st.text(alphabet='0123456789:.,- +eExX"\t\rna\x0b\x00é', max_size=30),
+        st.builds(source.separator.join(["{}"] * 4).format, *[st.sampled_from(FIELDS)] * 4),
+    )
+    return st.lists(st.one_of(good_lines(source), good_lines(source), odd), max_size=12)
 
 
 def whole(path):
@@ -36,32 +43,56 @@ def rows(records):
     return records.table.to_pylist()
 
 
-@given(lines=LINES, newline=st.sampled_from(["\n", "\r\n"]), ended=st.booleans())
-def test_a_block_read_fast_is_the_block_read_line_by_line(lines, newline, ended):
-    block = (newline.join(lines) + newline * ended).encode()
-    fast = read._parse_block(block, "::") if block else None
-    slow, rejects = read._parse_lines(block, 0, "ratings.dat", "::")
+def check_paths_agree(block, source):
+    fast = read._parse_block(block, source.separator) if block else None
+    slow, rejects = read._parse_lines(block, 0, "ratings.dat", source.separator)
     if fast is not None:
         assert not rejects
         assert fast.to_pylist() == slow.to_pylist()
 
 
-@given(lines=st.lists(GOOD, min_size=1, max_size=20))
-def test_good_lines_take_the_fast_way(lines):
-    assert read._parse_block("".join(f"{line}\n" for line in lines).encode(), "::").num_rows == len(lines)
+@given(data=st.data(), source=st.sampled_from(SOURCES), newline=NEWLINES, ended=st.booleans())
+def test_a_block_read_fast_is_the_block_read_line_by_line(data, source, newline, ended):
+    check_paths_agree((newline.join(data.draw(lines_of(source))) + newline * ended).encode(), source)
 
 
-@given(lines=LINES, target=st.integers(1, 200), newline=st.sampled_from(["\n", "\r\n"]))
-def test_any_ranges_hold_every_line_once(tmp_path_factory, lines, target, newline):
-    path = tmp_path_factory.mktemp("ranges") / "ratings.dat"
-    path.write_bytes("".join(f"{line}{newline}" for line in lines).encode())
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+@settings(max_examples=6)
+@given(data=st.data(), end=st.sampled_from(["", "\n", "\n\n"]))
+def test_both_ways_agree_wherever_a_character_is_put(source, data, end):
+    text = "\r\n".join(data.draw(st.lists(good_lines(source), min_size=1, max_size=2))) + end
+    for odd in ' \t\r\n\x0b\x0c\x00+-.,:"0/':
+        for at in range(len(text) + 1):
+            check_paths_agree((text[:at] + odd + text[at:]).encode(), source)
+
+
+@given(data=st.data(), source=st.sampled_from(SOURCES), newline=NEWLINES, ended=st.booleans())
+def test_good_lines_take_the_fast_way(data, source, newline, ended):
+    lines = data.draw(st.lists(good_lines(source), min_size=1, max_size=10))
+    block = (newline.join(lines) + newline * ended).encode()
+    assert read._parse_block(block, source.separator).num_rows == len(lines)
+
+
+STARTS = [(ML_1M, ""), (ML_CSV, f"{ML_CSV.header}\n"), (ML_CSV, f"\ufeff{ML_CSV.header}\r\n")]
+
+
+@given(data=st.data(), start=st.sampled_from(STARTS), target=st.integers(1, 200), newline=NEWLINES)
+def test_any_ranges_hold_every_line_once(tmp_path_factory, data, start, target, newline):
+    source, header = start
+    path = tmp_path_factory.mktemp("ranges") / source.ratings
+    lines = "".join(f"{line}{newline}" for line in data.draw(lines_of(source)))
+    path.write_bytes((header + lines).encode())
     places = plan_ranges(path, path.stat().st_size, target)
-    parts = [read_ratings(place, ML_1M) for place in places]
-    at_once = read_ratings(whole(path), ML_1M)
+    parts = [read_ratings(place, source) for place in places]
+    at_once = read_ratings(whole(path), source)
     assert [row for part in parts for row in rows(part)] == rows(at_once)
     rejects = [row for part in parts for row in part.rejects.to_pylist()]
     assert rejects == at_once.rejects.to_pylist()
-    assert at_once.table.num_rows + len(rejects) == sum(1 for line in lines if line)
+    assert at_once.table.num_rows + len(rejects) == sum(
+        1 for line in lines.split("\n") if line.removesuffix("\r")
+    )
+    content = path.read_bytes()
+    assert all(content.startswith(row["raw"].encode(), row["byte_offset"]) for row in rejects)
 
 
 @given(size=st.integers(0, 10**12), target=st.integers(1, 10**12))
@@ -105,6 +136,41 @@ def test_one_bad_line_costs_its_block_only(tmp_path, monkeypatch):
     records = read_ratings(whole(path), ML_1M)
     assert records.table.num_rows == 99
     assert len(slow) == 1
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_header_is_neither_read_nor_rejected(tmp_path, newline, ended):
+    path = tmp_path / "ratings.csv"
+    lines = [
+        ML_CSV.header,
+        "1,2,3.5,1112486027",
+        "2,2,4.0,1112484676",
+        '"3","2","4","1112484676"',
+        ML_CSV.header,
+    ]
+    path.write_bytes((newline.join(lines) + newline * ended).encode())
+    starts = [0, *itertools.accumulate(len(line + newline) for line in lines)]
+    records = read_ratings(whole(path), ML_CSV)
+    assert rows(records) == [
+        {"user_id": "1", "movie_id": "2", "rating": 3.5, "timestamp": 1112486027},
+        {"user_id": "2", "movie_id": "2", "rating": 4.0, "timestamp": 1112484676},
+    ]
+    assert [(row["byte_offset"], row["reason"]) for row in records.rejects.to_pylist()] == [
+        (starts[3], "user_id must be a whole number, got '\"3\"'"),
+        (starts[4], "user_id must be a whole number, got 'userId'"),  # only at the beginning is it a header
+    ]
+    unknown = pa.array([False, True]).to_numpy(zero_copy_only=False)
+    first = reject_rows(records, unknown, "user_id", ["unknown"]).rejects.to_pylist()[0]
+    assert (first["byte_offset"], first["raw"]) == (starts[2], lines[2])
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_header_alone_is_no_record(tmp_path, end):
+    path = tmp_path / "ratings.csv"
+    path.write_bytes((ML_CSV.header + end).encode())
+    records = [read_ratings(place, ML_CSV) for place in plan_ranges(path, path.stat().st_size, 10)]
+    assert sum(part.table.num_rows + part.rejects.num_rows for part in records) == 0
 
 
 def test_tabs_separate_ml_100k(tmp_path):
