@@ -5,13 +5,14 @@ filesystem behind the part of pathlib's surface that this project uses. Credenti
 come from where every client of the service looks for them (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
 """
 
+import functools
 import os
 import posixpath
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +46,6 @@ class RemotePath:
 
     scheme: str
     key: str
-    filesystem: fs.FileSystem = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.key}"
@@ -55,6 +55,11 @@ class RemotePath:
 
     def __lt__(self, other: "RemotePath") -> bool:
         return str(self) < str(other)
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """The service that holds it, which is first spoken to here; OSError where it cannot be found."""
+        return _filesystem(self.scheme, self.key.split("/", maxsplit=1)[0])
 
     @property
     def name(self) -> str:
@@ -128,7 +133,7 @@ class RemotePath:
         self.filesystem.copy_file(self.key, target.key)
 
     def _at(self, key: str) -> Self:
-        return type(self)(self.scheme, key, self.filesystem)
+        return type(self)(self.scheme, key)
 
     def _type(self) -> fs.FileType:
         return self.filesystem.get_file_info(self.key).type
@@ -137,11 +142,19 @@ class RemotePath:
 AnyPath = Path | RemotePath
 
 
+@functools.cache
+def _filesystem(scheme: str, bucket: str) -> fs.FileSystem:
+    """Return Arrow's filesystem for a bucket; that of s3 is asked for its region unless AWS_REGION is set."""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    query = f"?region={region}" if scheme == "s3" and region else ""
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}{query}")[0]
+
+
 def as_path(text: str | AnyPath) -> AnyPath:
     """Return the path that ``text`` names: a URL's scheme says which filesystem.
 
     Raises:
-        SpecError: the scheme is unknown, or the URL names no bucket.
+        SpecError: the scheme is unknown, or the URL names no folder in a bucket.
     """
     if not isinstance(text, str):
         return text
@@ -154,13 +167,9 @@ def as_path(text: str | AnyPath) -> AnyPath:
     key = posixpath.normpath(rest).strip("/")
     if scheme not in SCHEMES:
         raise SpecError(text, [f"unknown scheme {scheme!r}: expected {', '.join(SCHEMES)}, or a local path"])
-    if key in ("", ".") or "?" in key or key.startswith(".."):
+    if "/" not in key or "?" in key or key.startswith(".."):
         raise SpecError(text, [f"expected {scheme}://BUCKET/FOLDER"])
-    try:
-        filesystem, _ = fs.FileSystem.from_uri(f"{scheme}://{key}")
-    except (OSError, ValueError) as error:
-        raise SpecError(text, [f"cannot be opened: {error}"]) from error
-    return RemotePath(scheme, key, filesystem)
+    return RemotePath(scheme, key)
 
 
 def arrow_file(path: AnyPath) -> pa.NativeFile:

@@ -174,10 +174,12 @@ def _folders(store: AnyPath) -> list[AnyPath]:
     """Return the folders that are snapshots, for they hold a manifest."""
     try:
         folders: list[AnyPath] = list((store / "snapshots").iterdir())
+        folders.sort(key=str)
+        present = sizes([folder / MANIFEST for folder in folders])
     except (FileNotFoundError, NotADirectoryError):
         return []
-    folders.sort(key=str)
-    present = sizes([folder / MANIFEST for folder in folders])
+    except OSError as error:
+        raise ArtifactError(f"the store {store} cannot be read: {error}") from error
     return [folder for folder, size in zip(folders, present, strict=True) if size is not None]
 
 
@@ -194,7 +196,8 @@ def latest(store: AnyPath) -> str:
         return found[-1].manifest.id
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"{store / 'LATEST'} cannot be read ({error}): ingest the source again, or name a --snapshot"
+            f"{store / 'LATEST'} cannot be read ({error}).\n"
+            "If it is damaged ingest the source again, or name a --snapshot."
         ) from error
 
 

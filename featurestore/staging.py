@@ -129,10 +129,20 @@ def staging(store: AnyPath) -> Iterator[Staging]:
         _clear(scratch)
         folder = scratch / uuid.uuid4().hex
         folder.mkdir(parents=True)
+        if isinstance(folder, RemotePath):
+            _mark(folder)
         try:
             yield Staging(store, folder)
         finally:
             remove_tree(folder)
+
+
+def _mark(folder: RemotePath) -> None:
+    """Write an object, to learn now whether the store can be written and not after the source was read."""
+    try:
+        (folder / "started").write_bytes(b"")
+    except OSError as error:
+        raise ArtifactError(f"the store cannot be written: {error}") from error
 
 
 @contextlib.contextmanager

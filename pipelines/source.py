@@ -65,7 +65,10 @@ def open_source(uri: str, store: AnyPath, format_name: str | None = None) -> Sou
     """
     if not uri.startswith(SYNTHETIC):
         folder = as_path(uri)
-        return Source(uri, folder, recognise(folder, format_name))
+        try:
+            return Source(uri, folder, recognise(folder, format_name))
+        except OSError as error:
+            raise SourceError(f"{uri} cannot be read: {error}") from error
     try:
         shape = parse_shape(uri.removeprefix(SYNTHETIC))
     except ValueError as error:

@@ -112,3 +112,18 @@ def test_urls_that_cannot_be_stores_are_usage_errors(url):
     done = CliRunner().invoke(load("splits"), ["--store", url])
     assert done.exit_code == 2
     assert url in done.stderr
+
+
+def test_two_ingestions_at_once_both_end_right(s3_bucket, remote_source, tiny_source):
+    """There is no lock: each has a folder of its own, and the last to end is the newest."""
+    store = as_path(f"{s3_bucket}/shared")
+    upload(tiny_source.folder, f"{s3_bucket}/tiny")
+    command = [sys.executable, "-m", "pipelines.ingest", "--store", str(store), "--json"]
+    sources = (remote_source, remote_source, f"{s3_bucket}/tiny")
+    running = [subprocess.Popen([*command, source], stdout=subprocess.PIPE) for source in sources]
+    told = [json.loads(child.communicate()[0]) for child in running]
+    found = {snapshot.manifest.id: snapshot for snapshot in list_snapshots(store)}
+    assert set(found) == {one["snapshot"] for one in told}
+    assert len(found) == 2
+    assert all(snapshot.problems(deep=True) == [] for snapshot in found.values())
+    assert open_snapshot(store).manifest.id in found
