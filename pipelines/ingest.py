@@ -23,6 +23,7 @@ from rich.progress import (
 
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec
 from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, choose_spec, ingest
+from pipelines.join import BROADCAST_BYTES, JOINS
 from pipelines.movielens import FORMATS
 from pipelines.runner import pipeline_options
 from pipelines.shards import REPORTS
@@ -68,6 +69,20 @@ Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
     help="Share of bad records to keep as rejects before the ingestion fails.",
 )
 @click.option("--shard-bytes", type=int, default=SHARD_BYTES, show_default=True, help="Raw bytes of a shard.")
+@click.option(
+    "--join",
+    type=click.Choice(JOINS),
+    default="auto",
+    show_default=True,
+    help="How ratings meet users and movies: each worker holds these whole, or all are shuffled by key.",
+)
+@click.option(
+    "--broadcast-bytes",
+    type=int,
+    default=BROADCAST_BYTES,
+    show_default=True,
+    help="Raw bytes of users and movies above which --join auto shuffles.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.pass_context
 def command(
@@ -78,6 +93,8 @@ def command(
     format_name: str | None,
     max_reject_ratio: float,
     shard_bytes: int,
+    join: str,
+    broadcast_bytes: int,
     *,
     as_json: bool,
 ) -> IngestResult:
@@ -92,7 +109,7 @@ def command(
     spec, dropped = choose_spec(spec_name, opened)
     if dropped:
         err.print(f"{opened.format.name} has no {', '.join(dropped)}: using the spec {spec.name} without.")
-    config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes)
+    config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes, join, broadcast_bytes)
     _prepare(opened, err)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     with _progress(err) as follow:

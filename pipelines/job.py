@@ -4,9 +4,9 @@ Each byte range of the ratings becomes one shard; only vocabulary counts cross f
 
 .. code-block:: text
 
-    ranges -> ReadRatings -> JoinEntities -> DropDuplicates -> EncodeSlots -> WriteShards -> BuildVocabulary
-    users, movies -> ReadEntities --^                    (one shard and one report a range)
-    files  -> DescribeSource
+    ranges, users, movies -> BroadcastJoin or ShuffleJoin -> DropDuplicates -> EncodeSlots
+                                     BuildVocabulary <- WriteShards (one shard and one report a range) <-'
+    files -> DescribeSource
 """
 
 import shutil
@@ -26,10 +26,11 @@ from featurestore.spec import DEFAULT_SPEC, FeatureSpec, load_spec
 from pipelines.counters import NAMESPACE
 from pipelines.describe import DescribeSource
 from pipelines.duplicates import DropDuplicates, Rows, find_duplicates
-from pipelines.join import JoinEntities, ReadEntities, WriteEntityRejects
+from pipelines.join import BROADCAST_BYTES, JOINS, BroadcastJoin
 from pipelines.publish import Reports, check_rejects, publish, read_reports
-from pipelines.read import ByteRange, ReadRatings, plan_ranges
+from pipelines.read import ByteRange, plan_ranges
 from pipelines.runner import choose_runner
+from pipelines.shuffle_join import ShuffleJoin
 from pipelines.source import Source
 from pipelines.vocabulary import BuildVocabulary
 from pipelines.write import EncodeSlots, WriteShards
@@ -46,12 +47,15 @@ class IngestConfig:
     """One ingestion: what, with which spec, how many bad records are tolerated, how shards are cut.
 
     max_reject_ratio: rejects over records read. shard_bytes: raw bytes of a shard, at least one line.
+    join: how users and movies come to the ratings, as `JOINS`; auto broadcasts up to ``broadcast_bytes``.
     """
 
     source: Source
     spec: FeatureSpec
     max_reject_ratio: float = 0.0
     shard_bytes: int = SHARD_BYTES
+    join: str = "auto"
+    broadcast_bytes: int = BROADCAST_BYTES
 
     def __post_init__(self) -> None:
         problems = []
@@ -59,6 +63,10 @@ class IngestConfig:
             problems.append(f"--max-reject-ratio must be in 0..1, got {self.max_reject_ratio}")
         if self.shard_bytes < 1:
             problems.append(f"--shard-bytes must be at least 1, got {self.shard_bytes}")
+        if self.join not in JOINS:
+            problems.append(f"--join must be one of {', '.join(JOINS)}, got {self.join!r}")
+        if self.broadcast_bytes < 0:
+            problems.append(f"--broadcast-bytes must be at least 0, got {self.broadcast_bytes}")
         if problems:
             raise SpecError("command line", problems)
         where = f"{self.source.uri} ({self.source.format.name})"
@@ -72,6 +80,12 @@ class IngestConfig:
         """Return the byte ranges of the ratings, one a shard."""
         path = self.source.ratings
         return plan_ranges(path, path.stat().st_size, self.shard_bytes)
+
+    def shuffles(self) -> bool:
+        """Whether ratings meet users and movies in a shuffle, instead of in every worker."""
+        files = [self.source.folder / entity.file for entity in self.source.format.entities]
+        large = sum(file.stat().st_size for file in files) > self.broadcast_bytes
+        return self.join == "shuffle" or (self.join == "auto" and large)
 
 
 @dataclass(frozen=True)
@@ -98,8 +112,7 @@ def build(
     ``ranges``: of the ratings, one a shard. ``superseded``: rows that an earlier pass found to be duplicates.
     """
     source = config.source
-    entities = pipeline | "ReadEntities" >> ReadEntities(source.folder, source.format)
-    _ = entities | "WriteEntityRejects" >> WriteEntityRejects(folder)
+    join = ShuffleJoin if config.shuffles() else BroadcastJoin
     _ = (
         pipeline
         | "Sources" >> beam.Create(source.format.files)
@@ -108,8 +121,7 @@ def build(
     _ = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
-        | "ReadRatings" >> ReadRatings(source.format)
-        | "JoinEntities" >> JoinEntities(entities)
+        | "JoinEntities" >> join(source.folder, source.format, folder)
         | "DropDuplicates" >> DropDuplicates(superseded)
         | "EncodeSlots" >> EncodeSlots(config.spec)
         | "WriteShards" >> WriteShards(folder)

@@ -19,6 +19,7 @@ from featurestore.snapshot import REJECTS_SCHEMA, Manifest, Shard, Snapshot, Sta
 from featurestore.spec import FeatureSpec
 from pipelines.describe import SourceFile
 from pipelines.duplicates import KEYS_FOLDER
+from pipelines.join import ENTITIES_FOLDER
 from pipelines.shards import REPORTS
 from pipelines.source import Source
 from pipelines.write import ShardReport
@@ -111,8 +112,8 @@ def publish(staging: Staging, spec: FeatureSpec, source: Source, reports: Report
     splits = resolve_splits([staging.folder / shard.path for shard in examples], spec.split)
     sums = functools.reduce(add_sums, (report.sums for report in reports.shards), (0, 0))
     digest = content_digest(spec.fingerprint, reports.examples, sums)
-    for scratch in (REPORTS, KEYS_FOLDER):
-        shutil.rmtree(staging.folder / scratch)
+    for scratch in (REPORTS, KEYS_FOLDER, ENTITIES_FOLDER):
+        shutil.rmtree(staging.folder / scratch, ignore_errors=True)
     return staging.publish(
         Manifest(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
