@@ -12,9 +12,9 @@ from featurestore.errors import SpecError, did_you_mean
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
-# Beam's local runner sends what a worker has written once a second, from a thread of its own. It may do so in
-# the middle of an element, whose rest is then read as another: elements are lost without an error, or gigabytes
-# are asked for. At 0 a buffer is sent when it is full and when the bundle ends, as other runners have it.
+# Beam's local runner sends what a worker has written once a second, from a thread of its own. It may do so
+# in the middle of an element, whose rest is then read as another: elements are lost without an error, or
+# gigabytes are asked for. At 0 a buffer is sent when it is full and when the bundle ends, as elsewhere.
 assert worker_handlers.DATA_BUFFER_TIME_LIMIT_MS >= 0
 worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 
