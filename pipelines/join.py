@@ -27,7 +27,8 @@ JOINS = ("auto", "broadcast", "shuffle")
 BROADCAST_BYTES = 256 << 20
 """Raw bytes of users and movies up to which ``auto`` broadcasts them.
 
-A worker maps about twice as much; the one that reads them needs five times as much for a moment.
+A machine's workers map about twice as much; the one that reads them needs eight times as much for a moment:
+2 GB, as a worker of 4 GB has.
 """
 ENTITIES_FOLDER = "entities"
 
