@@ -32,4 +32,9 @@ class StepCounters:
         self._add("bytes", nbytes)
 
     def _add(self, name: str, amount: int) -> None:
-        Metrics.counter(NAMESPACE, f"{self.step}_{name}").inc(amount)
+        add_to(f"{self.step}_{name}", amount)
+
+
+def add_to(counter: str, amount: int = 1) -> None:
+    """Add to one of the pipeline's counters."""
+    Metrics.counter(NAMESPACE, counter).inc(amount)

@@ -25,6 +25,7 @@ from featurestore.paths import AnyPath, RemotePath, files_below
 from featurestore.snapshot import open_snapshot
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec
 from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, choose_spec, ingest
+from pipelines.join import BROADCAST_BYTES, JOINS
 from pipelines.movielens import FORMATS
 from pipelines.publish import Reports
 from pipelines.runner import pipeline_options
@@ -72,6 +73,20 @@ Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
     help="Make a snapshot of the newest one and SOURCE: the newest one's shards are used, not read again.",
 )
 @click.option("--shard-bytes", type=int, default=SHARD_BYTES, show_default=True, help="Raw bytes of a shard.")
+@click.option(
+    "--join",
+    type=click.Choice(JOINS),
+    default="auto",
+    show_default=True,
+    help="How ratings meet users and movies: each worker holds these whole, or all are shuffled by key.",
+)
+@click.option(
+    "--broadcast-bytes",
+    type=int,
+    default=BROADCAST_BYTES,
+    show_default=True,
+    help="Raw bytes of users and movies above which --join auto shuffles.",
+)
 @json_option
 @click.pass_context
 def command(
@@ -82,6 +97,8 @@ def command(
     format_name: str | None,
     max_reject_ratio: float,
     shard_bytes: int,
+    join: str,
+    broadcast_bytes: int,
     *,
     append: bool,
     as_json: bool,
@@ -100,7 +117,7 @@ def command(
     spec, dropped = choose_spec(spec_name, opened, parent)
     if dropped:
         err.print(f"{opened.format.name} has no {', '.join(dropped)}: using the spec {spec.name} without.")
-    config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes, parent)
+    config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes, join, broadcast_bytes, parent)
     _prepare(opened, err)
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     with _progress(err) as follow:

@@ -4,10 +4,10 @@ Each byte range of the ratings becomes one shard; only vocabulary counts cross f
 
 .. code-block:: text
 
-    ranges -> ReadRatings -> JoinEntities -> DropDuplicates -> EncodeSlots -> WriteShards -> CountValues
-    users, movies -> ReadEntities --^                    (one shard and one report a range)       |
-    an append: parent's vocabulary -> ReadVocabulary, its replaced examples -> RewriteShards -----+
-    files -> DescribeSource                                                      BuildVocabulary <-'
+    ranges, users, movies -> BroadcastJoin or ShuffleJoin -> DropDuplicates -> EncodeSlots -> WriteShards
+                                     BuildVocabulary <- CountValues <- (one shard and one report a range)
+    an append: the parent's vocabulary -> ReadVocabulary -^  ^- RewriteShards <- its replaced examples
+    files -> DescribeSource
 """
 
 import time
@@ -35,10 +35,11 @@ from pipelines.append import (
 from pipelines.counters import NAMESPACE
 from pipelines.describe import DescribeSource
 from pipelines.duplicates import SUPERSEDED_FOLDER, DropDuplicates, Superseded, find_superseded
-from pipelines.join import JoinEntities, ReadEntities, WriteEntityRejects
+from pipelines.join import BROADCAST_BYTES, JOINS, BroadcastJoin
 from pipelines.publish import Reports, check_rejects, publish, read_reports
-from pipelines.read import ByteRange, ReadRatings, plan_ranges
+from pipelines.read import ByteRange, plan_ranges
 from pipelines.runner import choose_runner
+from pipelines.shuffle_join import ShuffleJoin
 from pipelines.source import Source
 from pipelines.vocabulary import BuildVocabulary, CountValues
 from pipelines.write import EncodeSlots, WriteShards
@@ -55,6 +56,7 @@ class IngestConfig:
     """One ingestion: what, with which spec, how many bad records are tolerated, how shards are cut.
 
     max_reject_ratio: rejects over records read. shard_bytes: raw bytes of a shard, at least one line.
+    join: how users and movies come to the ratings, as `JOINS`; auto broadcasts up to ``broadcast_bytes``.
     parent: the snapshot to append to.
     """
 
@@ -62,6 +64,8 @@ class IngestConfig:
     spec: FeatureSpec
     max_reject_ratio: float = 0.0
     shard_bytes: int = SHARD_BYTES
+    join: str = "auto"
+    broadcast_bytes: int = BROADCAST_BYTES
     parent: Snapshot | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +74,10 @@ class IngestConfig:
             problems.append(f"--max-reject-ratio must be in 0..1, got {self.max_reject_ratio}")
         if self.shard_bytes < 1:
             problems.append(f"--shard-bytes must be at least 1, got {self.shard_bytes}")
+        if self.join not in JOINS:
+            problems.append(f"--join must be one of {', '.join(JOINS)}, got {self.join!r}")
+        if self.broadcast_bytes < 0:
+            problems.append(f"--broadcast-bytes must be at least 0, got {self.broadcast_bytes}")
         if problems:
             raise SpecError("command line", problems)
         where = f"{self.source.uri} ({self.source.format.name})"
@@ -85,6 +93,12 @@ class IngestConfig:
         """Return the byte ranges of the ratings, one a shard."""
         path = self.source.ratings
         return plan_ranges(path, path.stat().st_size, self.shard_bytes)
+
+    def shuffles(self) -> bool:
+        """Whether ratings meet users and movies in a shuffle, instead of in every worker."""
+        files = [self.source.folder / entity.file for entity in self.source.format.entities]
+        large = sum(file.stat().st_size for file in files) > self.broadcast_bytes
+        return self.join == "shuffle" or (self.join == "auto" and large)
 
 
 @dataclass(frozen=True)
@@ -123,8 +137,7 @@ def build(
     duplicates; the folder is theirs.
     """
     source, spec, folder = config.source, config.spec, superseded.folder
-    entities = pipeline | "ReadEntities" >> ReadEntities(source.folder, source.format)
-    _ = entities | "WriteEntityRejects" >> WriteEntityRejects(folder)
+    join = ShuffleJoin if config.shuffles() else BroadcastJoin
     _ = (
         pipeline
         | "Sources" >> beam.Create(source.format.files)
@@ -133,8 +146,7 @@ def build(
     counts = (
         pipeline
         | "Ranges" >> beam.Create(ranges)
-        | "ReadRatings" >> ReadRatings(source.format)
-        | "JoinEntities" >> JoinEntities(entities)
+        | "JoinEntities" >> join(source.folder, source.format, folder)
         | "DropDuplicates" >> DropDuplicates(superseded)
         | "EncodeSlots" >> EncodeSlots(spec)
         | "WriteShards" >> WriteShards(folder)
@@ -197,7 +209,7 @@ def _read_source(
     superseded = _superseded(config, reports, folder)
     if superseded:  # read again without them, so that shards, counts and vocabulary agree
         for path in folder.iterdir():
-            if path.name != SUPERSEDED_FOLDER:
+            if path.is_dir() and path.name != SUPERSEDED_FOLDER:
                 remove_tree(path)
         counters, reports = _run(config, ranges, superseded, options)
     if config.source.stamps() != stamps:

@@ -1,148 +1,171 @@
-"""Users and movies: read whole, broadcast, and joined to the ratings by index."""
+"""Ratings joined to users and movies that are broadcast: each worker process loads them once.
 
+The tables are written once, into the staging folder, in an order in which a key is found by bisection;
+a worker maps the files into memory, so the processes of one machine share them. `ShuffleJoin` is the
+other way, for tables too large for a worker. Both join by `join_entities`, and give the same bytes.
+"""
+
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+from apache_beam.utils.shared import Shared
 
-from featurestore.manifest import Shard
-from featurestore.paths import AnyPath
-from pipelines.counters import StepCounters
-from pipelines.movielens import BadRecord, EntityFormat, Fields, SourceFormat, header_size
-from pipelines.read import Records, reject, reject_rows, rejects_table
-from pipelines.shards import write_parquet, write_report
+from featurestore.digest import bytes_digest
+from featurestore.paths import AnyPath, write_whole
+from pipelines.counters import StepCounters, add_to
+from pipelines.entities import Entities, one_array, read_entities, write_entity_rejects
+from pipelines.movielens import SourceFormat
+from pipelines.read import ReadRatings, Records, reject_rows
 
+JOINS = ("auto", "broadcast", "shuffle")
+BROADCAST_BYTES = 256 << 20
+"""Raw bytes of users and movies up to which ``auto`` broadcasts them.
 
-@dataclass(frozen=True)
-class Entities:
-    """The users or movies of a source: ``columns`` of dictionary text, a row for each of ``keys``."""
-
-    key: str
-    file: str
-    keys: pa.Array  # string (m,)
-    columns: dict[str, pa.Array]  # name -> dictionary text (m,)
-    rejects: pa.Table
-
-
-def read_entities(file: AnyPath, entity: EntityFormat, encoding: str) -> Entities:
-    """Read one file of users or movies, line by line: it is small beside the ratings."""
-    found: dict[str, Fields] = {}
-    rejects = []
-    data = file.read_bytes()
-    offset = header_size(data, entity.header)
-    for raw in data[offset:].splitlines(keepends=True):
-        line = raw.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
-        try:
-            if line:
-                _add_entity(found, entity, line)
-        except BadRecord as error:
-            rejects.append(reject(file.name, offset, error.column, line, error.reason))
-        offset += len(raw)
-    columns = {
-        column: pa.array([fields[column] for fields in found.values()], pa.string()).dictionary_encode()
-        for column in entity.columns
-    }
-    return Entities(
-        entity.key, entity.file, pa.array(list(found), pa.string()), columns, rejects_table(rejects)
-    )
-
-
-def _add_entity(found: dict[str, Fields], entity: EntityFormat, line: str) -> None:
-    fields = entity.divide(line)
-    key = fields[entity.key]
-    if key in found:
-        raise BadRecord(entity.key, f"{entity.key} {key!r} stands on an earlier line too; the first is kept")
-    found[key] = fields
+A machine's workers map about twice as much; the one that reads them needs eight times as much for a moment:
+2 GB, as a worker of 4 GB has.
+"""
+ENTITIES_FOLDER = "entities"
 
 
 def join_entities(records: Records, entities: Sequence[Entities]) -> Records:
-    """Append each entity's columns to the ratings; a rating whose user or movie is unknown is rejected."""
+    """Append each entity's columns to the ratings; a rating whose user or movie is unknown is rejected.
+
+    A column's dictionary holds the values of the keys in this batch, in the order of the batch's own
+    dictionary of keys: it depends on the batch alone, not on what else the tables hold.
+    """
     for entity in entities:
-        column = records.table.column(entity.key).combine_chunks()
-        rows = _entity_rows(column, entity)
-        unknown = rows < 0
+        key = entity.format.key
+        column = one_array(records.table.column(key))
+        codes = column.indices.to_numpy()  # (n,)
+        rows = entity.find(column.dictionary)  # (distinct,)
+        unknown = (rows < 0)[codes]
         if unknown.any():
             reasons = [
-                f"{entity.key} {key!r} is not in {entity.file}"
-                for key in column.filter(pa.array(unknown)).to_pylist()
+                f"{key} {text!r} is not in {entity.format.file}"
+                for text in column.filter(pa.array(unknown)).to_pylist()
             ]
-            records = reject_rows(records, unknown, entity.key, reasons)
-            rows = rows[~unknown]
-        table = records.table
-        for name, values in entity.columns.items():
-            codes = values.indices.to_numpy()[rows]
-            table = table.append_column(
-                name, pa.DictionaryArray.from_arrays(pa.array(codes), values.dictionary)
-            )
+            records = reject_rows(records, unknown, key, reasons)
+            codes = codes[~unknown]
+        table = _append(records.table, entity, rows, codes)
         records = Records(table, records.rejects, records.place)
     return records
 
 
-def _entity_rows(column: pa.Array, entity: Entities) -> npt.NDArray[np.int32]:
-    """Return the entity's row for each value of a dictionary column, -1 where there is none: (n,)."""
-    known = pc.fill_null(pc.index_in(column.dictionary, value_set=entity.keys), -1).to_numpy()
-    taken: npt.NDArray[np.int32] = known[column.indices.to_numpy()]
-    return taken
+def _append(
+    table: pa.Table, entity: Entities, rows: npt.NDArray[np.int64], codes: npt.NDArray[np.int32]
+) -> pa.Table:
+    """Append the values in ``rows`` (distinct,), of which row i of the table takes that of ``codes[i]``."""
+    known = rows >= 0
+    taken = entity.table.select(list(entity.format.columns)).take(pa.array(rows[known]))
+    codes = (np.cumsum(known) - 1)[codes]
+    for name in entity.format.columns:
+        values = one_array(taken.column(name)).dictionary_encode()
+        indices = pa.array(values.indices.to_numpy()[codes])
+        table = table.append_column(name, pa.DictionaryArray.from_arrays(indices, values.dictionary))
+    return table
+
+
+def count_join(records: Records, entities: Sequence[Entities]) -> Records:
+    """Join one batch, with the step's counters."""
+    with StepCounters("join") as count:
+        joined = join_entities(records, entities)
+        count(rows=joined.table.num_rows, rejected=records.table.num_rows - joined.table.num_rows)
+    return joined
+
+
+@dataclass(frozen=True)
+class EntityFile:
+    """A table of entities on disk; ``number`` says of which of the format's entities."""
+
+    number: int
+    path: AnyPath
+    digest: str
+
+
+def write_entities(entities: Entities, number: int, folder: AnyPath) -> EntityFile:
+    """Write a table as an Arrow file, whole or not at all."""
+    path = folder / ENTITIES_FOLDER / f"{number}.arrow"
+    path.parent.mkdir(exist_ok=True)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, entities.table.schema) as writer:
+        writer.write_table(entities.table)
+    data = sink.getvalue()
+    write_whole(path, data)
+    return EntityFile(number, path, bytes_digest(data))
+
+
+def load_entities(file: EntityFile, source: SourceFormat) -> Entities:
+    """Map a table into memory, or read it where it is an object."""
+    local = isinstance(file.path, Path)
+    data = pa.memory_map(str(file.path)) if local else pa.py_buffer(file.path.read_bytes())
+    table = pa.ipc.open_file(data).read_all()
+    return Entities(source.entities[file.number], table)
 
 
 @dataclass
-class ReadEntities(beam.PTransform):
-    """The source's users and movies, one `Entities` a file."""
+class BroadcastJoin(beam.PTransform):
+    """`ByteRange` -> `Records` with the columns of users and movies, which every worker holds whole.
 
-    folder: AnyPath
+    raw: folder of the source's files. folder: staging; tables and rejects are written there.
+    """
+
+    raw: AnyPath
     source: SourceFormat
+    folder: AnyPath
 
-    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        """Read each file once."""
+    def expand(self, ranges: beam.PCollection) -> beam.PCollection:
+        """Read users and movies, then join every range to them."""
+        entities = (
+            ranges.pipeline
+            | "Entities" >> beam.Create(range(len(self.source.entities)))
+            | "ReadEntities" >> beam.Map(_prepare, raw=self.raw, source=self.source, folder=self.folder)
+        )
         return (
-            pipeline
-            | "Files" >> beam.Create(range(len(self.source.entities)))
-            | "Read" >> beam.Map(_read_entity, folder=self.folder, source=self.source)
+            ranges
+            | "ReadRatings" >> ReadRatings(self.source)
+            | "Join" >> beam.ParDo(_BroadcastJoin(), source=self.source, files=beam.pvalue.AsList(entities))
         )
 
 
-def _read_entity(number: int, folder: AnyPath, source: SourceFormat) -> Entities:
+def _prepare(number: int, raw: AnyPath, source: SourceFormat, folder: AnyPath) -> EntityFile:
     entity = source.entities[number]
-    return read_entities(folder / entity.file, entity, source.encoding)
+    with StepCounters("entities") as count:
+        entities, rejects = read_entities(raw / entity.file, entity, source.encoding)
+        count(rows=entities.table.num_rows, rejected=rejects.num_rows)
+    write_entity_rejects(rejects, entity.file, folder)
+    return write_entities(entities, number, folder)
 
 
-@dataclass
-class JoinEntities(beam.PTransform):
-    """`Records` -> `Records` with the columns of users and movies, which are broadcast."""
-
-    entities: beam.PCollection
-
-    def expand(self, records: beam.PCollection) -> beam.PCollection:
-        """Join every batch to the broadcast entities."""
-        return records | "Join" >> beam.ParDo(_JoinEntities(), entities=beam.pvalue.AsList(self.entities))
+class _Held(list[Entities]):
+    """The users and movies of a worker process; `Shared` refers to it weakly, which a list cannot be."""
 
 
-class _JoinEntities(beam.DoFn):
-    def process(self, records: Records, entities: list[Entities]) -> Iterator[Records]:
-        ordered = sorted(entities, key=lambda entity: entity.file, reverse=True)  # users before movies
-        with StepCounters("join") as count:
-            joined = join_entities(records, ordered)
-            count(rows=joined.table.num_rows, rejected=records.table.num_rows - joined.table.num_rows)
-        yield joined
+class _BroadcastJoin(beam.DoFn):
+    """Joins to what the process has loaded: one `Shared` for all tables, since Beam keeps one alive."""
+
+    def __init__(self) -> None:
+        self._shared = Shared()
+        self._held: _Held | None = None
+
+    def start_bundle(self) -> None:
+        add_to("join_bundles")
+
+    def process(self, records: Records, source: SourceFormat, files: list[EntityFile]) -> Iterator[Records]:
+        files = sorted(files, key=lambda file: file.number)  # users before movies
+        digests = tuple(file.digest for file in files)
+        self._held = self._shared.acquire(functools.partial(_load, files, source), tag=digests)
+        yield count_join(records, self._held)
+
+    def teardown(self) -> None:
+        self._held = None
 
 
-@dataclass
-class WriteEntityRejects(beam.PTransform):
-    """`Entities` -> a shard of rejects for each file that has bad lines, with a report."""
-
-    folder: AnyPath
-
-    def expand(self, entities: beam.PCollection) -> beam.PCollection:
-        """Write what could not be read."""
-        return entities | "Write" >> beam.FlatMap(_write_rejects, folder=self.folder)
-
-
-def _write_rejects(entities: Entities, folder: AnyPath) -> Iterator[Shard]:
-    if entities.rejects.num_rows:
-        shard = write_parquet(entities.rejects, folder, f"rejects/{entities.file}.parquet")
-        write_report(folder, f"entities-{entities.file}", shard)
-        yield shard
+def _load(files: Sequence[EntityFile], source: SourceFormat) -> _Held:
+    add_to("join_loads")
+    return _Held(load_entities(file, source) for file in files)

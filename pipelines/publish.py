@@ -25,6 +25,7 @@ from featurestore.staging import Staging
 from pipelines.append import RewriteReport
 from pipelines.describe import SourceFile
 from pipelines.duplicates import KEYS_FOLDER, SUPERSEDED, SUPERSEDED_FOLDER
+from pipelines.join import ENTITIES_FOLDER
 from pipelines.shards import REPORTS
 from pipelines.source import Source
 from pipelines.write import ShardReport
@@ -143,7 +144,7 @@ def publish(
     splits = resolve_splits(files, spec.split)
     own_rejects = [staging.folder / shard.path for shard in rejects if not shard.is_inherited]
     reject_sums = table_sums(own_rejects)
-    for scratch in (REPORTS, KEYS_FOLDER, SUPERSEDED_FOLDER):
+    for scratch in (REPORTS, KEYS_FOLDER, SUPERSEDED_FOLDER, ENTITIES_FOLDER):
         remove_tree(staging.folder / scratch)
     counts = {"examples": _rows(examples), "rejects": _rows(rejects)}
     published = staging.publish(

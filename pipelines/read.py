@@ -292,9 +292,12 @@ class ReadRatings(beam.PTransform):
 
 class _ReadRatings(beam.DoFn):
     def process(self, place: ByteRange, source: SourceFormat) -> Iterator[Records]:
-        with StepCounters("read") as count:
-            records = read_ratings(place, source)
-            count(
-                rows=records.table.num_rows, rejected=records.rejects.num_rows, nbytes=place.end - place.start
-            )
-        yield records
+        yield count_read(place, source)
+
+
+def count_read(place: ByteRange, source: SourceFormat) -> Records:
+    """Read one range, with the step's counters."""
+    with StepCounters("read") as count:
+        records = read_ratings(place, source)
+        count(rows=records.table.num_rows, rejected=records.rejects.num_rows, nbytes=place.end - place.start)
+    return records

@@ -5,12 +5,18 @@ import os
 from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.runners.runner import PipelineRunner
 
 from featurestore.errors import SpecError, did_you_mean
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
+
+# Beam's local runner sends what a worker has written once a second, from a thread of its own. It may do so
+# in the middle of an element, whose rest is then read as another: elements are lost without an error, or
+# gigabytes are asked for. At 0 a buffer is sent when it is full and when the bundle ends, as elsewhere.
+assert worker_handlers.DATA_BUFFER_TIME_LIMIT_MS >= 0
+worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 
 
 def pipeline_options(flags: Sequence[str], own: Sequence[str] = ()) -> PipelineOptions:

@@ -78,6 +78,7 @@ def test_vocabulary_counts_every_value(tiny_store):
         {"shard_bytes": 50_000},
         {"shard_bytes": 10**9},
         {"flags": ["--direct_num_workers", "1", "--direct_running_mode", "in_memory"]},
+        {"shard_bytes": 50_000, "broadcast_bytes": 0},
     ],
 )
 def test_digest_and_rows_do_not_depend_on_shards_or_workers(
@@ -110,7 +111,9 @@ def test_worker_processes_give_the_same_digest(tiny_store, synthetic_source, tmp
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["content_digest"] == open_snapshot(tiny_store).manifest.content_digest
+    said = json.loads(done.stdout)
+    assert said["content_digest"] == open_snapshot(tiny_store).manifest.content_digest
+    assert said["counters"]["join_loads"] <= 2  # once a process
 
 
 def test_same_content_again_is_the_same_snapshot(tiny_source, ingest_folder, tmp_path):
