@@ -51,7 +51,7 @@ class Snapshot:
         if deep and not found:
             found = [problem for shard in shards if (problem := _byte_problem(self.folder, shard))]
         if deep and not found:
-            found = [*_count_problems(self.manifest), *_content_problems(self)]
+            found = [*_count_problems(self.manifest), *_content_problems(self), *_vocabulary_problems(self)]
         return found
 
     def check(self, *, deep: bool = False) -> Self:
@@ -116,6 +116,18 @@ def _content_problems(snapshot: Snapshot) -> Iterator[str]:
         )
     elif named.id != manifest.id:
         yield f"the contents have id {named.id}, the manifest says {manifest.id}"
+
+
+def _vocabulary_problems(snapshot: Snapshot) -> Iterator[str]:
+    examples, counts = snapshot.manifest.counts["examples"], dict[str, int]()
+    for path in snapshot.files("vocabulary"):
+        with arrow_file(path) as file:
+            table = pq.read_table(file, columns=["feature", "count"])
+        for row in table.group_by("feature").aggregate([("count", "sum")]).to_pylist():
+            counts[row["feature"]] = counts.get(row["feature"], 0) + row["count_sum"]
+    for feature, count in counts.items():
+        if count != examples:
+            yield f"the vocabulary of {feature} counts {count:,} examples of {examples:,}"
 
 
 def table_sums(files: Sequence[AnyPath]) -> Sums:

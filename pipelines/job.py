@@ -36,7 +36,7 @@ from pipelines.counters import NAMESPACE
 from pipelines.describe import DescribeSource
 from pipelines.duplicates import SUPERSEDED_FOLDER, DropDuplicates, Superseded, find_superseded
 from pipelines.join import BROADCAST_BYTES, JOINS, BroadcastJoin
-from pipelines.publish import Reports, check_rejects, publish, read_reports
+from pipelines.publish import Reports, check_complete, check_rejects, publish, read_reports
 from pipelines.read import ByteRange, plan_ranges
 from pipelines.runner import choose_runner
 from pipelines.shuffle_join import ShuffleJoin
@@ -236,7 +236,7 @@ def _run(
     except RuntimeError as error:
         raise _told(error) from error
     reports = read_reports(superseded.folder)
-    assert len(reports.shards) == len(ranges)
+    check_complete(reports, len(ranges), len(config.spec.features), config.parent)
     check_rejects(superseded.folder, reports, config.max_reject_ratio)
     return _counters(result), reports
 

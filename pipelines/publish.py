@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from featurestore.database import resolve_splits, write_catalog
 from featurestore.digest import Sums, add_sums
-from featurestore.errors import TooManyRejects
+from featurestore.errors import ArtifactError, TooManyRejects
 from featurestore.manifest import REJECTS_SCHEMA, Manifest, Shard
 from featurestore.paths import REQUESTS, AnyPath, arrow_file, files_below, remove_tree
 from featurestore.retention import sweep
@@ -28,6 +28,7 @@ from pipelines.duplicates import KEYS_FOLDER, SUPERSEDED, SUPERSEDED_FOLDER
 from pipelines.join import ENTITIES_FOLDER
 from pipelines.shards import REPORTS
 from pipelines.source import Source
+from pipelines.vocabulary import VocabularyReport
 from pipelines.write import ShardReport
 
 PACKAGES = ("slotstore", "apache-beam", "pyarrow", "duckdb", "xxhash", "numpy")
@@ -39,7 +40,7 @@ class Reports:
     """All that the pipeline's steps said of what they wrote, in the order of the shards."""
 
     shards: list[ShardReport]
-    vocabulary: list[Shard]
+    vocabulary: list[VocabularyReport]
     entity_rejects: list[Shard]
     sources: list[SourceFile]
     rewritten: list[RewriteReport]
@@ -86,10 +87,23 @@ def read_reports(folder: AnyPath) -> Reports:
     with ThreadPoolExecutor(REQUESTS) as pool:
         return Reports(
             shards=[ShardReport.from_json(data) for data in load("examples")],
-            vocabulary=[Shard(**data) for data in load("vocabulary")],
+            vocabulary=[VocabularyReport.from_json(data) for data in load("vocabulary")],
             entity_rejects=[Shard(**data) for data in load("entities")],
             sources=[SourceFile(**data) for data in load("source")],
             rewritten=[RewriteReport.from_json(data) for data in load("rewritten")],
+        )
+
+
+def check_complete(reports: Reports, shards: int, features: int, parent: Snapshot | None) -> None:
+    """Raise ArtifactError if anything that the runner was given did not arrive: it must not lose data."""
+    kept = parent.manifest.counts["examples"] - reports.replaced if parent else 0
+    expected = [reports.examples + kept] * features
+    counted = [report.examples for report in reports.vocabulary]
+    if len(reports.shards) != shards or counted != expected:
+        raise ArtifactError(
+            f"the runner lost data, nothing was published: {len(reports.shards):,} of {shards:,} shards, and "
+            f"vocabularies of {counted} examples where {expected} were expected.\n"
+            "Run again, and if it happens again with --direct_num_workers 1 or another --runner."
         )
 
 
@@ -146,6 +160,7 @@ def publish(
     reject_sums = table_sums(own_rejects)
     for scratch in (REPORTS, KEYS_FOLDER, SUPERSEDED_FOLDER, ENTITIES_FOLDER):
         remove_tree(staging.folder / scratch)
+    vocabulary = [report.shard for report in reports.vocabulary]
     counts = {"examples": _rows(examples), "rejects": _rows(rejects)}
     published = staging.publish(
         Manifest(
@@ -162,7 +177,7 @@ def publish(
             columns=reports.shards[0].columns,
             counts={"read": sum(counts.values()), **counts},
             splits=splits.to_dict(),
-            shards={"examples": examples, "vocabulary": reports.vocabulary, "rejects": rejects},
+            shards={"examples": examples, "vocabulary": vocabulary, "rejects": rejects},
             versions={name: importlib.metadata.version(name) for name in PACKAGES},
             parent=parent.manifest.id if parent else None,
             lineage=_lineage(parent.manifest) if parent else [],

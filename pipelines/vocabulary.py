@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -103,11 +104,25 @@ def _count_features(records: Records, spec: FeatureSpec) -> Iterator[tuple[str, 
         yield feature.name, count_values(records.table.column(feature.column))
 
 
-def _write_vocabulary(counted: tuple[str, pa.Table], spec: FeatureSpec, folder: AnyPath) -> Shard:
+@dataclass(frozen=True)
+class VocabularyReport:
+    """What was written of one feature, and how many examples its counts add up to."""
+
+    shard: Shard
+    examples: int
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "VocabularyReport":
+        """Parse a report."""
+        return cls(Shard(**data["shard"]), data["examples"])
+
+
+def _write_vocabulary(counted: tuple[str, pa.Table], spec: FeatureSpec, folder: AnyPath) -> VocabularyReport:
     name, counts = counted
     names = [feature.name for feature in spec.features]
     index = names.index(name)
     table = vocabulary_table(counts, spec.features[index])
     shard = write_parquet(table, folder, shard_name("vocabulary", index, len(names)))
-    write_report(folder, f"vocabulary-{index:05d}", shard)
-    return shard
+    report = VocabularyReport(shard, pc.sum(counts["count"]).as_py() or 0)
+    write_report(folder, f"vocabulary-{index:05d}", report)
+    return report

@@ -332,3 +332,18 @@ def test_the_manifest_survives_json(store):
     assert again.load_spec().fingerprint == manifest.fingerprint
     assert again.load_splits().rows == manifest.splits["rows"]
     assert json.loads(manifest.to_json())["shards"]["examples"][0]["rows"] == 100
+
+
+def test_a_vocabulary_that_does_not_count_the_examples_is_a_problem(store, publish, make_table):
+    other = publish(store, make_table(299, seed=3))
+    manifest = json.loads((open_snapshot(store).folder / "manifest.json").read_text())
+    first = next(found for found in list_snapshots(store) if found.manifest.id != other.manifest.id)
+    shards = [
+        dataclasses.asdict(shard.seen_from_child(first.manifest.id))
+        for shard in first.manifest.shards["vocabulary"]
+    ]
+    edit_manifest(store, shards={**manifest["shards"], "vocabulary": shards})
+    assert open_snapshot(store).problems(deep=True) == [
+        "the vocabulary of user_id counts 300 examples of 299",
+        "the vocabulary of movie_id counts 300 examples of 299",
+    ]

@@ -20,9 +20,10 @@ from featurestore.errors import ArtifactError, SourceError, SpecError, StoreBusy
 from featurestore.snapshot import list_snapshots, open_snapshot
 from featurestore.spec import SPECS
 from featurestore.store import FeatureStore
-from pipelines import job
+from pipelines import job, vocabulary
 from pipelines.runner import available_cores, pipeline_options
 from pipelines.source import open_source
+from pipelines.vocabulary import add_counts
 
 SLOTSTORE = [sys.executable, "-m", "pipelines.ingest"]
 
@@ -514,3 +515,10 @@ def test_a_first_snapshot_without_latest_is_found(tiny_source, ingest_folder, tm
     snapshot = ingest_folder(tiny_source.folder, store).snapshot
     (store / "LATEST").unlink()  # as a kill between the two leaves it
     assert open_snapshot(store) == snapshot
+
+
+def test_a_runner_that_loses_data_is_found_out(tiny_source, ingest_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "add_counts", lambda tables: add_counts([*tables][:1]))
+    with pytest.raises(ArtifactError, match=r"the runner lost data, nothing was published: 3 of 3 shards"):
+        ingest_folder(tiny_source.folder, tmp_path / "store", shard_bytes=100)
+    assert untouched(tmp_path / "store")
