@@ -9,13 +9,14 @@ import contextlib
 import datetime
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.database import write_catalog
 from featurestore.errors import ArtifactError, NotFound, StoreBusy
 from featurestore.manifest import KINDS
-from featurestore.paths import AnyPath, RemotePath, files_below, sizes, sync
+from featurestore.paths import REQUESTS, AnyPath, RemotePath, files_below, sizes, sync
 from featurestore.snapshot import MANIFEST, Snapshot, latest, list_snapshots, read_snapshots, snapshot_folder
 from featurestore.staging import is_abandoned, lock, set_latest
 
@@ -79,26 +80,35 @@ def remove_snapshots(store: AnyPath, ids: Sequence[str]) -> Removal:
     object store has no lock: do not begin an append to a snapshot there while it is removed.
 
     Raises:
-        NotFound, ArtifactError: as `plan_removal`; nothing was removed.
+        NotFound, ArtifactError: as `plan_removal`, and nothing was removed; or a file could not be.
         StoreBusy: an ingestion is running.
     """
     names = _full_names(store, ids)
     with lock(store):
         _refuse_running(store)
         removal = plan_removal(store, names)
-        if removal.heir:
-            write_catalog(store, removal.heir)
-            set_latest(store, removal.heir.folder.name)
-        elif removal.newest is None:
-            _forget_newest(store)
-        for name in removal.ids:
-            _remove_manifest(store / "snapshots" / name)  # from here on it does not exist
-        used = _all_used(list_snapshots(store))  # again: an append to an object store may have ended
-        _remove_files(store, [name for name in removal.freed if name not in used])
+        try:
+            _carry_out(store, removal)
+        except OSError as error:
+            raise ArtifactError(
+                f"the removal stopped: {error}\nWhat {store} still lists is whole; run it again to end it."
+            ) from error
     return removal
 
 
-def expired_snapshots(store: AnyPath, keep: int, older_than_days: float = 0.0) -> list[Snapshot]:
+def _carry_out(store: AnyPath, removal: Removal) -> None:
+    if removal.heir:
+        write_catalog(store, removal.heir)
+        set_latest(store, removal.heir.folder.name)
+    elif removal.newest is None:
+        _forget_newest(store)
+    for name in removal.ids:
+        _remove_manifest(store / "snapshots" / name)  # from here on it does not exist
+    used = _all_used(list_snapshots(store))  # again: an append to an object store may have ended
+    _remove_files(store, [name for name in removal.freed if name not in used])
+
+
+def expired_snapshots(store: AnyPath, keep: int, older_than_days: int = 0) -> list[Snapshot]:
     """Return the snapshots that retention would remove, oldest first.
 
     All but the newest and the ``keep`` made last, and of these only those made ``older_than_days`` ago.
@@ -201,8 +211,8 @@ def _remove_manifest(folder: AnyPath) -> None:
 
 def _remove_files(store: AnyPath, names: Iterable[str]) -> None:
     root = store / "snapshots"
-    for name in sorted(names):
-        (root / name).unlink(missing_ok=True)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(lambda name: (root / name).unlink(missing_ok=True), sorted(names)))
     if isinstance(root, Path):
         for folder in _folders(root):
             with contextlib.suppress(OSError):  # it is not empty

@@ -181,11 +181,15 @@ def remove(ids: tuple[str, ...], store: AnyPath, *, dry_run: bool, as_json: bool
 @store_option
 @click.option("--keep", type=click.IntRange(min=1), required=True, help="How many, those made last, stay.")
 @click.option(
-    "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Younger ones stay too."
+    "--older-than",
+    type=click.IntRange(0, 36_500),
+    default=0,
+    metavar="DAYS",
+    help="Of the others only those made so long ago go.",
 )
 @dry_run_option
 @json_option
-def prune(store: AnyPath, keep: int, older_than: float, *, dry_run: bool, as_json: bool) -> None:
+def prune(store: AnyPath, keep: int, older_than: int, *, dry_run: bool, as_json: bool) -> None:
     """Remove all snapshots but the newest and the last few, and the files that none of these uses."""
     latest(store)  # says so where there is none
     ids = [snapshot.folder.name for snapshot in expired_snapshots(store, keep, older_than)]

@@ -269,6 +269,19 @@ def test_not_while_an_ingestion_runs(family):
     assert len(list_snapshots(store)) == 4
 
 
+def test_a_file_that_cannot_be_removed(family, monkeypatch):
+    store, ids = family
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(ArtifactError, match=r"the removal stopped: .*Permission denied"):
+            remove_snapshots(store, [ids[0]])
+    assert_whole(store, ids)
+
+
 # Killed
 
 
