@@ -5,7 +5,6 @@ manifests go, with which snapshots cease to exist, then files. What a kill leave
 removal or ingestion.
 """
 
-import contextlib
 import datetime
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
@@ -215,10 +214,11 @@ def _remove_files(store: AnyPath, names: Iterable[str]) -> None:
         list(pool.map(lambda name: (root / name).unlink(missing_ok=True), sorted(names)))
     if isinstance(root, Path):
         for folder in _folders(root):
-            with contextlib.suppress(OSError):  # it is not empty
+            if not any(folder.iterdir()):
                 folder.rmdir()
 
 
 def _folders(root: Path) -> Iterator[Path]:
     """Yield the folders below ``root``, each after those in it."""
-    yield from sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True)
+    folders = (path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())
+    yield from sorted(folders, reverse=True)
