@@ -265,13 +265,15 @@ def _source(files: Sequence[AnyPath], others: Sequence[AnyPath]) -> str:
     return parquet(files) if files else f"{parquet(others)} WHERE false"
 
 
-def _shown(kind: str, example: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
+def _shown(kind: str, example: Mapping[str, Any], slots: Sequence[str]) -> dict[str, Any]:
+    """Return an example for a person: slots only where nothing else differs, for they follow from values."""
     keys = dict(zip(KEYS, example["key"], strict=True))
     old, new = example["old"], example["new"]
     if kind == "changed":
-        return keys | {name: [old[name], new[name]] for name in old if old[name] != new[name]}
-    row = new if kind == "added" else old
-    return keys | {name: value for name, value in row.items() if name not in left_out}
+        row = {name: [old[name], new[name]] for name in old if old[name] != new[name]}
+    else:
+        row = new if kind == "added" else old
+    return keys | ({name: value for name, value in row.items() if name not in slots} or row)
 
 
 # Values
