@@ -20,7 +20,7 @@ COMMANDS = {
     "query": ("featurestore.query_command:query", "Ask a snapshot in SQL."),
     "features": ("featurestore.query_command:features", "Show the features of a snapshot."),
     "splits": ("featurestore.query_command:splits", "Show the splits of a snapshot."),
-    "snapshots": ("featurestore.snapshots_command:snapshots", "List, show and verify snapshots."),
+    "snapshots": ("featurestore.snapshots_command:snapshots", "List, verify, compare and remove snapshots."),
     "train": ("training.train:command", "Train a model on a snapshot."),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }

@@ -105,6 +105,11 @@ def table_text(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
+def moment(seconds: int | None) -> str | None:
+    """Return unix seconds as ISO 8601, UTC."""
+    return None if seconds is None else datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
+
+
 def _cell(value: object) -> str:
     match value:
         case None:

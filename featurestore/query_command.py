@@ -1,6 +1,5 @@
 """The commands that ask: `slotstore query`, `features` and `splits`."""
 
-import datetime
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 
 from featurestore.errors import QueryError
 from featurestore.options import json_option, show_rows, snapshot_option, store_option
-from featurestore.output import TABLE_ROWS, WRITERS, whole_file
+from featurestore.output import TABLE_ROWS, WRITERS, moment, whole_file
 from featurestore.paths import AnyPath
 from featurestore.splits import Splits
 from featurestore.store import FeatureStore
@@ -101,7 +100,7 @@ def splits(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
     with FeatureStore(store, snapshot_id) as opened:
         ranges = {split: opened.time_range(split) or (None, None) for split in opened.splits.rows}
         cut = opened.splits
-    rows = [(split, cut.rows[split], *map(_moment, times)) for split, times in ranges.items()]
+    rows = [(split, cut.rows[split], *map(moment, times)) for split, times in ranges.items()]
     show_rows(["split", "rows", "first", "last"], rows, as_json=as_json)
     if not as_json:
         click.echo(f"rule: {_rule_text(cut)}")
@@ -110,12 +109,8 @@ def splits(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
 def _rule_text(cut: Splits) -> str:
     rule = cut.rule
     facts = {
-        "time": f"fractions {list(rule.fractions)}, boundaries {[_moment(edge) for edge in cut.boundaries]}",
+        "time": f"fractions {list(rule.fractions)}, boundaries {[moment(edge) for edge in cut.boundaries]}",
         "random": f"fractions {list(rule.fractions)}, seed {rule.seed}",
         "leave_last": f"the last {rule.last} of each user are test, the {rule.last} before them validation",
     }
     return f"{rule.kind}, {facts[rule.kind]}"
-
-
-def _moment(seconds: int | None) -> str | None:
-    return None if seconds is None else datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()

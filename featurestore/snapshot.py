@@ -142,20 +142,23 @@ def _file_sums(path: AnyPath) -> Sums:
 
 def list_snapshots(store: AnyPath) -> list[Snapshot]:
     """Return the store's snapshots, oldest first, without those of `unreadable_snapshots`."""
-    unreadable = unreadable_snapshots(store)
-    found = [read_snapshot(folder) for folder in _folders(store) if folder.name not in unreadable]
-    return sorted(found, key=lambda snapshot: (snapshot.manifest.created, snapshot.manifest.id))
+    return read_snapshots(store)[0]
 
 
 def unreadable_snapshots(store: AnyPath) -> dict[str, str]:
     """Return what is wrong with the manifests that are damaged or of another version, by snapshot id."""
-    found = {}
+    return read_snapshots(store)[1]
+
+
+def read_snapshots(store: AnyPath) -> tuple[list[Snapshot], dict[str, str]]:
+    """Return what `list_snapshots` and `unreadable_snapshots` do, of one reading."""
+    found, unreadable = [], {}
     for folder in _folders(store):
         try:
-            read_snapshot(folder)
+            found.append(read_snapshot(folder))
         except ArtifactError as error:
-            found[folder.name] = str(error)
-    return found
+            unreadable[folder.name] = str(error)
+    return sorted(found, key=lambda one: (one.manifest.created, one.manifest.id)), unreadable
 
 
 def open_snapshot(store: AnyPath, snapshot_id: str | None = None, *, check: bool = True) -> Snapshot:
@@ -168,12 +171,17 @@ def open_snapshot(store: AnyPath, snapshot_id: str | None = None, *, check: bool
         VersionError: it was written by another format version.
         ArtifactError: its manifest or a shard is damaged.
     """
+    found = read_snapshot(snapshot_folder(store, snapshot_id))
+    return found.check() if check else found
+
+
+def snapshot_folder(store: AnyPath, snapshot_id: str | None = None) -> AnyPath:
+    """Return the folder of a snapshot named as `open_snapshot` takes it; NotFound if there is none."""
     wanted = snapshot_id if snapshot_id and snapshot_id != "latest" else latest(store)
     folders = {folder.name: folder for folder in _folders(store)}
     matches = [wanted] if wanted in folders else [name for name in folders if name.startswith(wanted)]
     if len(matches) == 1:
-        found = read_snapshot(folders[matches[0]])
-        return found.check() if check else found
+        return folders[matches[0]]
     if matches:
         raise NotFound(f"{len(matches)} snapshots in {store} begin with {wanted!r}: {', '.join(matches)}")
     raise NotFound(

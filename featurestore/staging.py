@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow import fs
 
 from featurestore.errors import ArtifactError, StoreBusy
 from featurestore.manifest import Manifest, Shard
-from featurestore.paths import REQUESTS, AnyPath, RemotePath, files_below, remove_tree, sync, write_whole
+from featurestore.paths import REQUESTS, AnyPath, RemotePath, remove_tree, sync, write_whole
 from featurestore.snapshot import MANIFEST, Snapshot, open_snapshot, read_snapshot
 
 ABANDONED_SECONDS = 24 * 3600
@@ -178,6 +179,15 @@ def _clear(scratch: AnyPath) -> None:
             remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return
     for run in scratch.iterdir():
-        changed = max((run / name).stat().st_mtime_ns for name in files_below(run)) if run.is_dir() else 0
-        if changed < time.time_ns() - ABANDONED_SECONDS * 10**9:
-            remove_tree(run)
+        if is_abandoned(run):
+            remove_tree(run) if run.is_dir() else run.unlink(missing_ok=True)
+
+
+def is_abandoned(path: RemotePath) -> bool:
+    """Whether an object, or all below a prefix, is unchanged for `ABANDONED_SECONDS`: no run writes it."""
+    if path.is_dir():
+        infos = path.filesystem.get_file_info(fs.FileSelector(path.key, recursive=True, allow_not_found=True))
+    else:
+        infos = [path.filesystem.get_file_info(path.key)]
+    limit = time.time_ns() - ABANDONED_SECONDS * 10**9
+    return all((info.mtime_ns or 0) < limit for info in infos if info.type == fs.FileType.File)

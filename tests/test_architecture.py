@@ -23,7 +23,7 @@ LAYERS = [
     {"snapshot"},
     {"staging"},
     {"database"},
-    {"collisions", "retention", "store"},
+    {"collisions", "compare", "retention", "store"},
     {"output", "__init__"},
     {"options"},
     {"cli"},

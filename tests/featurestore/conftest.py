@@ -1,5 +1,6 @@
 """Small stores made without a pipeline: any table, any split, cut into any number of shards."""
 
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -14,6 +15,7 @@ from featurestore.digest import add_sums, file_digest, row_sums
 from featurestore.encode import encode
 from featurestore.hashing import hash_values
 from featurestore.manifest import REJECTS_SCHEMA, VOCABULARY_SCHEMA, Manifest, Shard
+from featurestore.snapshot import open_snapshot
 from featurestore.spec import parse_spec
 from featurestore.staging import staging
 
@@ -105,6 +107,44 @@ def _publish(store, table, spec=None, shards=3, rejects=(), **changes):
         return stage.publish(Manifest(**{**facts, **changes}))
 
 
+def _append(store, table, parent=None, rejects=(), **changes):
+    """Publish ``table`` as a child of ``parent``, the newest by default, whose shards stay where they are."""
+    parent = open_snapshot(Path(store), parent)
+    old, spec = parent.manifest, parent.manifest.load_spec()
+    encoded = encode(table, spec)
+    rejected = [pa.Table.from_pylist(list(rejects), REJECTS_SCHEMA)] if rejects else []
+    inherited = {
+        kind: [shard.seen_from_child(old.id) for shard in old.shards[kind]]
+        for kind in ("examples", "rejects")
+    }
+    with staging(Path(store)) as stage:
+        written = {
+            kind: _write(stage.folder, kind, tables)
+            for kind, tables in (("examples", [encoded]), ("rejects", rejected))
+        }
+        files = parent.files("examples") + [stage.folder / shard.path for shard in written["examples"]]
+        whole = pa.concat_tables([pq.read_table(path) for path in files], promote_options="permissive")
+        vocabulary = [_vocabulary(whole, feature) for feature in spec.features]
+        counts = {
+            "examples": old.counts["examples"] + table.num_rows,
+            "rejects": old.counts["rejects"] + len(rejects),
+        }
+        facts = {
+            "created": f"{int(old.created[:4]) + 1}{old.created[4:]}",
+            "parent": old.id,
+            "sums": add_sums(old.sums, row_sums(encoded)),
+            "reject_sums": functools.reduce(add_sums, map(row_sums, rejected), old.reject_sums),
+            "counts": {"read": sum(counts.values()), **counts},
+            "splits": resolve_splits(files, spec.split).to_dict(),
+            "shards": {
+                "examples": inherited["examples"] + written["examples"],
+                "vocabulary": _write(stage.folder, "vocabulary", vocabulary),
+                "rejects": inherited["rejects"] + written["rejects"],
+            },
+        }
+        return stage.publish(dataclasses.replace(old, **{**facts, **changes}))
+
+
 @pytest.fixture(scope="session")
 def make_spec():
     """A function (split, features) -> FeatureSpec."""
@@ -121,6 +161,12 @@ def make_table():
 def publish():
     """A function (store, table, spec, shards, rejects, **manifest fields) -> Snapshot."""
     return _publish
+
+
+@pytest.fixture(scope="session")
+def append():
+    """A function (store, table, parent id, rejects, **manifest fields) -> Snapshot that grew from it."""
+    return _append
 
 
 @pytest.fixture

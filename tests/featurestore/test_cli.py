@@ -402,7 +402,7 @@ def test_version(slotstore):
 @pytest.mark.parametrize(
     "command",
     [[name] for name in COMMANDS if COMMANDS[name][0].startswith("featurestore.")]
-    + [["snapshots", name] for name in ("list", "show", "verify")],
+    + [["snapshots", name] for name in ("list", "show", "verify", "diff", "remove", "prune")],
     ids=" ".join,
 )
 def test_help_of_every_command(slotstore, command):
