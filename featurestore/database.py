@@ -19,7 +19,8 @@ from featurestore.spec import SPLITS, FeatureSpec, SplitRule
 from featurestore.splits import Splits, bucket_boundaries, clause, condition, place
 
 _XXH32 = (Path(__file__).parent / "xxh32.sql").read_text(encoding="utf-8")
-_BINS = 65_536
+_BIN_BITS = 14
+"""Bins of 2**14 seconds: at most 200,000 from 1995 to 2100, which is when examples may be from."""
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 
@@ -228,32 +229,40 @@ def resolve_splits(files: Sequence[AnyPath], rule: SplitRule) -> Splits:
 
 def _time_boundaries(database: Database, fractions: Sequence[float]) -> tuple[int, ...]:
     """Return the times before which each leading fraction of the examples lies."""
-    rows, low, high = database.execute("SELECT count(*), min(timestamp), max(timestamp) FROM examples")[0]
+    rows = database.execute("SELECT count(*) FROM examples")[0][0]
     ranks = [round(rows * part) for part in itertools.accumulate(fractions[:-1])]
     if not rows:
         return (0,) * len(ranks)
-    return tuple(_timestamp_at(database, rank, low, high) if rank < rows else high + 1 for rank in ranks)
+    times = _timestamps_at(database, [min(rank, rows - 1) for rank in ranks])
+    return tuple(time + (rank == rows) for time, rank in zip(times, ranks, strict=True))
 
 
-def _timestamp_at(database: Database, rank: int, low: int, high: int) -> int:
-    """Return the event time of the example with ``rank`` others before it, in bounded memory.
+def _timestamps_at(database: Database, ranks: Sequence[int]) -> list[int]:
+    """Return the event time of the example with so many others before it, for each rank.
 
-    A histogram of at most 65,536 bins narrows the range to one bin, and again, down to one second:
-    two scans of one column for any real range, where a sort would have to hold all of it.
+    Two scans of one column in bounded memory, where a sort would have to hold all of it: the first
+    counts the examples of each few hours, the second those of each second in the few hours sought.
     """
-    while low < high:
-        width = -(-(high - low + 1) // _BINS)
-        bins = database.execute(
-            "SELECT (timestamp - $low) // $width AS bin, count(*) FROM examples "
-            "WHERE timestamp BETWEEN $low AND $high GROUP BY bin ORDER BY bin",
-            {"low": low, "high": high, "width": width},
-        )
-        for number, count in bins:
-            if rank < count:
-                low, high = low + number * width, min(high, low + (number + 1) * width - 1)
-                break
-            rank -= count
-    return low
+    bins = database.execute(
+        f"SELECT timestamp >> {_BIN_BITS} AS bin, count(*) FROM examples GROUP BY bin ORDER BY bin"
+    )
+    found = [_at_rank(bins, rank) for rank in ranks]
+    seconds = database.execute(
+        f"SELECT timestamp, count(*) FROM examples WHERE timestamp >> {_BIN_BITS} IN $bins "
+        "GROUP BY timestamp ORDER BY timestamp",
+        {"bins": [number for number, _ in found]},
+    )
+    inside = ([each for each in seconds if each[0] >> _BIN_BITS == number] for number, _ in found)
+    return [_at_rank(times, left)[0] for times, (_, left) in zip(inside, found, strict=True)]
+
+
+def _at_rank(counted: Sequence[tuple[int, int]], rank: int) -> tuple[int, int]:
+    """Return the value at ``rank`` among ascending (value, count), and its rank among equals."""
+    for value, count in counted:
+        if rank < count:
+            return value, rank
+        rank -= count
+    raise AssertionError("fewer examples than were counted")
 
 
 def duplicate_rows(files: Sequence[AnyPath], keys: Sequence[str], newest: str) -> pa.Table:

@@ -31,7 +31,8 @@ from pipelines.shards import write_parquet
 
 KEYS_FOLDER = "keys"
 SUPERSEDED_FOLDER = "superseded"
-SLICE_ROWS = 16_000_000
+SLICE_ROWS = 1 << 20
+"""Keys merged at a time: few enough to stay in the processor's cache."""
 
 SUPERSEDED = "superseded: "
 """Beginning of the reasons of ratings that an append supersedes: they are no mistakes of the source."""

@@ -2,6 +2,7 @@
 
 import itertools
 
+import apache_beam as beam
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines import read
 from pipelines.movielens import ML_1M, ML_100K, ML_CSV
-from pipelines.read import RATINGS_SCHEMA, ByteRange, plan_ranges, read_ratings, reject_rows
+from pipelines.read import RATINGS_SCHEMA, ByteRange, Records, plan_ranges, read_ratings, reject_rows
 
 SOURCES = (ML_1M, ML_CSV, ML_100K)
 NEWLINES = st.sampled_from(["\n", "\r\n"])
@@ -41,6 +42,17 @@ def whole(path):
 
 def rows(records):
     return records.table.to_pylist()
+
+
+def test_beam_knows_the_size_of_records_without_pickling_them(monkeypatch, tmp_path):
+    path = tmp_path / "ratings.dat"
+    path.write_text("1::2::3::978300000\n" * 1000)
+    records = read_ratings(whole(path), ML_1M)
+    coder = beam.coders.registry.get_coder(Records)
+    encoded = coder.encode(records)
+    assert coder.decode(encoded) == records
+    monkeypatch.setattr(read.pickle, "dumps", None)
+    assert len(encoded) * 0.5 < coder.estimate_size(records) < len(encoded)
 
 
 def check_paths_agree(block, source):
