@@ -167,7 +167,7 @@ def lock(store: AnyPath) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreBusy(
-                f"another ingestion into {store} is running: wait for it, or use another --store"
+                f"another ingestion into {store} or a removal is running: wait for it, or use another --store"
             ) from error
         yield
 

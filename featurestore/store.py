@@ -125,7 +125,7 @@ class FeatureStore:
     def _blame_shards(self, message: str) -> None:
         """Raise ArtifactError if the engine's ``message`` comes from a missing or damaged shard."""
         self.snapshot.check()
-        if str(self.snapshot.folder.absolute()) in message:
+        if str(self.snapshot.folder.parent.absolute()) in message:
             raise ArtifactError(
                 f"snapshot {self.snapshot.manifest.id} cannot be read: {message}\n"
                 f"`slotstore snapshots verify --store {self.path}` says what is damaged."

@@ -1,5 +1,6 @@
 """What a finished pipeline left in staging -> a checked manifest -> a published snapshot."""
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -184,7 +185,8 @@ def publish(
         ),
         prepare=functools.partial(write_catalog, staging.store),
     )
-    sweep(staging.store)
+    with contextlib.suppress(OSError):  # it is published; what could not be removed is when next it is tried
+        sweep(staging.store)
     return published
 
 

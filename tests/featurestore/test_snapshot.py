@@ -153,7 +153,7 @@ def test_a_second_process_is_told_that_the_store_is_busy(store):
         [sys.executable, "-c", program, str(store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(StoreBusy, match=f"another ingestion into {store} is running"), staging(store):
+        with pytest.raises(StoreBusy, match=f"another ingestion into {store} or a removal"), staging(store):
             pytest.fail("two hold the store")
         other.kill()
         other.communicate()
