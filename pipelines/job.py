@@ -29,7 +29,7 @@ from pipelines.duplicates import DropDuplicates, Rows, find_duplicates
 from pipelines.join import JoinEntities, ReadEntities, WriteEntityRejects
 from pipelines.publish import Reports, check_rejects, publish, read_reports
 from pipelines.read import ByteRange, ReadRatings, plan_ranges
-from pipelines.runner import choose_runner
+from pipelines.runner import choose_runner, run
 from pipelines.source import Source
 from pipelines.vocabulary import BuildVocabulary
 from pipelines.write import EncodeSlots, WriteShards
@@ -173,8 +173,7 @@ def _run(
         raise SpecError("command line", [str(error)]) from error
     build(pipeline, config, ranges, folder, superseded)
     try:
-        result = pipeline.run()
-        result.wait_until_finish()
+        result = run(pipeline)
     except RuntimeError as error:
         raise _told(error) from error
     reports = read_reports(folder)

@@ -4,11 +4,18 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+import apache_beam as beam
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    FlinkRunnerOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineRunner
+from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from featurestore.errors import SpecError, did_you_mean
+from pipelines.flink import flink_defaults, on_cluster, run_on_flink
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
@@ -19,12 +26,13 @@ def pipeline_options(flags: Sequence[str], own: Sequence[str] = ()) -> PipelineO
     ``own``: flags of the calling command, to be suggested where one is misspelt.
     """
     parser = _known_flags()
-    _, unknown = parser.parse_known_args(list(flags))
+    given, unknown = parser.parse_known_args(list(flags))
     known = [*own, *(option for action in parser._actions for option in action.option_strings)]
     problems = [f"unknown flag {flag}{_suggestion(flag, known)}" for flag in unknown if flag.startswith("-")]
     if unknown:
         raise SpecError("command line", problems or [f"unexpected argument {text!r}" for text in unknown])
-    options = PipelineOptions([*flags, *_local_defaults(flags)])
+    cluster = flink_defaults(given) if on_cluster(given.runner, given.flink_master) else []
+    options = PipelineOptions([*flags, *_local_defaults(flags), *cluster])
     if options.view_as(DirectOptions).direct_num_workers < 0:
         raise SpecError("command line", ["--direct_num_workers must be at least 0 (0: one for each core)"])
     return options
@@ -75,3 +83,14 @@ def choose_runner(options: PipelineOptions) -> PipelineRunner | None:
     Prism binary on the network.
     """
     return FnApiRunner() if options.view_as(StandardOptions).runner in LOCAL_RUNNERS else None
+
+
+def run(pipeline: beam.Pipeline) -> PipelineResult:
+    """Run the pipeline to its end; RuntimeError or RunnerError where it fails."""
+    options = pipeline.options
+    runner, master = options.view_as(StandardOptions).runner, options.view_as(FlinkRunnerOptions).flink_master
+    if on_cluster(runner, master):
+        return run_on_flink(pipeline)
+    result = pipeline.run()
+    result.wait_until_finish()
+    return result
