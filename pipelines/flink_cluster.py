@@ -37,6 +37,7 @@ SETTINGS = {
     "restart-strategy.fixed-delay.attempts": "3",
     "restart-strategy.fixed-delay.delay": "1s",
     "slot.request.timeout": "120000",
+    "cluster.evenly-spread-out-slots": "true",
     "jobmanager.memory.process.size": "1600m",
     "taskmanager.memory.process.size": "1728m",
     # Each job brings the runner's classes anew, and the last job's leave late.
