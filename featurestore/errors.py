@@ -93,7 +93,7 @@ class TrainingError(SlotstoreError):
 
 
 class RunnerError(SlotstoreError):
-    """The cluster that an ingestion should run on is not there, was lost, or failed; nothing was published."""
+    """The cluster an ingestion should run on is not there, was lost, or failed; nothing was published."""
 
     exit_code = 8
 

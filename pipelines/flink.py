@@ -38,7 +38,7 @@ class FlinkRetries(PipelineOptions):
     """The runner's flags that Beam's Python does not list: being a class makes them known."""
 
     @classmethod
-    def _add_argparse_args(cls, parser: Any) -> None:
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--number_of_execution_retries", type=int, help="Of a failed task on Flink.")
         parser.add_argument("--execution_retry_delay", type=int, help="Milliseconds between them.")
 
@@ -104,7 +104,9 @@ def run_on_flink(pipeline: beam.Pipeline) -> PipelineResult:
         result = pipeline.run()
     except (OSError, RuntimeError) as error:
         raise RunnerError(f"Flink did not take the job, nothing was published: {error}") from error
-    submitted = result._job_service._jobs[result._job_id]  # Beam's own wait polls ever more rarely, or for ever
+    submitted = result._job_service._jobs[
+        result._job_id
+    ]  # Beam's own wait polls ever more rarely, or for ever
     submitted.delete_jar()  # the running job has its own copy
     job = _Job(submitted._master_url, f"jobs/{submitted._flink_job_id}")
     try:

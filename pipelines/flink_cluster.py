@@ -171,7 +171,7 @@ def _install_jar(folder: Path) -> Path:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if done.returncode:
         raise RunnerError(f"`{' '.join(command)}` failed:\n{(done.stdout + done.stderr).strip()[-2000:]}")
 
@@ -227,7 +227,7 @@ def _commands(cluster: Cluster) -> dict[str, list[str]]:
 
 def _spawn(folder: Path, name: str, command: Sequence[str]) -> Process:
     with (folder / "log" / f"{name}.out").open("ab") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - ours
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -302,7 +302,9 @@ def command() -> None:
 
 @command.command("start")
 @folder_option
-@click.option("--port", default=8081, show_default=True, help="Of the REST interface; the next two are taken too.")
+@click.option(
+    "--port", default=8081, show_default=True, help="Of the REST interface; the next two are taken too."
+)
 @click.option("--slots", default=available_cores, show_default="a core each", help="Of each TaskManager.")
 def start_command(folder: Path, port: int, slots: int) -> None:
     """Install what is missing, start the cluster, print the flags to ingest with.

@@ -22,7 +22,10 @@ from pipelines.flink import ask, reason
 from pipelines.flink_cluster import load
 
 SLOTSTORE = [sys.executable, "-m", "pipelines.ingest"]
-SHARDS = ["--shard-bytes", "1000"]  # about 500 shards of the synthetic source: long enough to be killed midway
+SHARDS = [
+    "--shard-bytes",
+    "1000",
+]  # about 500 shards of the synthetic source: long enough to be killed midway
 
 
 def cluster_command(name, folder):
@@ -69,6 +72,18 @@ def begin(source, store, flags):
     return running
 
 
+def jobs(cluster):
+    """What the cluster says of its jobs, the newest first."""
+    found = ask(cluster[cluster.index("--flink_master") + 1], "jobs/overview")["jobs"]
+    return sorted(found, key=lambda job: job["start-time"], reverse=True)
+
+
+def failures(cluster):
+    """The failures that the newest job has had so far."""
+    master = cluster[cluster.index("--flink_master") + 1]
+    return ask(master, f"jobs/{jobs(cluster)[0]['jid']}/exceptions")["exceptionHistory"]["entries"]
+
+
 def reports(store):
     return len(list(store.glob("staging/*/reports/examples-*.json")))
 
@@ -112,7 +127,9 @@ def spoiled_source(synthetic_source, tmp_path):
 @pytest.mark.flink
 def test_rejects_and_duplicates_are_those_of_a_local_run(cluster, spoiled_source, ingest_folder, tmp_path):
     ingest_folder(spoiled_source, tmp_path / "local", max_reject_ratio=1.0, shard_bytes=100_000)
-    done = ingest(spoiled_source, tmp_path / "flink", [*cluster, "--max-reject-ratio", "1", "--shard-bytes", "100000"])
+    done = ingest(
+        spoiled_source, tmp_path / "flink", [*cluster, "--max-reject-ratio", "1", "--shard-bytes", "100000"]
+    )
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "local", tmp_path / "flink")
     said = json.loads(done.stdout)
@@ -181,8 +198,7 @@ def test_a_killed_submitter_leaves_nothing_and_the_next_run_succeeds(
     # The job that was left behind may still be writing.
     done = ingest(synthetic_source, store, [*cluster, *SHARDS])
     assert done.returncode == 0, done.stderr
-    master = cluster[cluster.index("--flink_master") + 1]
-    while any(job["status"] == "RUNNING" for job in ask(master, "jobs")["jobs"]):
+    while any(job["state"] == "RUNNING" for job in jobs(cluster)):
         time.sleep(0.2)
     assert len(list_snapshots(store)) == 1
     assert open_snapshot(store).problems(deep=True) == []
@@ -197,6 +213,7 @@ def test_a_killed_task_manager_is_survived(cluster, ingest_folder, synthetic_sou
     process("taskmanager-1").signal(signal.SIGKILL)
     _, stderr = running.communicate(timeout=300)
     assert running.returncode == 0, stderr
+    assert failures(cluster), "no task failed: it was killed too late to show anything"
     assert_same(tmp_path / "local", store)
 
 
@@ -235,7 +252,7 @@ def test_without_a_cluster_it_is_said_before_anything_is_touched(tiny_source, tm
     ("trace", "line"),
     [
         ("java.E: a\n\tat x\nCaused by: java.F: b\n\tat y\nCaused by: java.G: c\n\tat z", "java.G: c"),
-        ("java.E: Traceback:\n  File\nValueError: v [while running 'Step']\n\n\tat x\nCaused by: java.F: b", "ValueError: v"),
+        ("java.E: T\nValueError: v [while running 'S']\n\tat x\nCaused by: java.F: b", "ValueError: v"),
         ("java.E: a\n\tat x", "java.E: a"),
     ],
 )  # fmt: skip
