@@ -156,7 +156,8 @@ class _Job:
         trace = entries[0]["stacktrace"] if entries else "no reason given"
         if "[Errno " in trace:
             return RuntimeError(trace)
-        return RunnerError(f"the job on Flink ended {state}, nothing was published: {reason(trace)}")
+        pool = "; does a Python worker pool listen at --environment_config?" if "refused" in trace else ""
+        return RunnerError(f"the job on Flink ended {state}, nothing was published: {reason(trace)}{pool}")
 
     def cancel(self) -> None:
         """Ask Flink to end the job."""

@@ -302,24 +302,19 @@ def command() -> None:
 
 @command.command("start")
 @folder_option
-@click.option(
-    "--port", default=8081, show_default=True, help="Of the REST interface; the next two are taken too."
-)
-@click.option("--slots", default=available_cores, show_default="a core each", help="Of each TaskManager.")
-def start_command(folder: Path, port: int, slots: int) -> None:
+@click.option("--port", type=int, help="Of the REST interface; the next two are taken too. Default: 8081.")
+@click.option("--slots", type=int, help="Of each TaskManager. Default: one a core.")
+def start_command(folder: Path, port: int | None, slots: int | None) -> None:
     """Install what is missing, start the cluster, print the flags to ingest with.
 
-    Runs already: prints the flags. Runs in part: starts anew.
+    Where it runs already, only the flags are printed; where a part of it runs, all starts anew as it was.
     """
-    found = load(folder)
-    if found and len(found[1]) == TASK_MANAGERS + 2:
-        click.echo(found[0].flags)
-        return
-    if found:
-        end(found[1])
-    cluster = Cluster(folder, port, slots)
-    install(folder)
-    start(cluster)
+    cluster, running = load(folder) or (Cluster(folder, 8081, available_cores()), [])
+    if len(running) < TASK_MANAGERS + 2:
+        end(running)
+        cluster = Cluster(folder, port or cluster.port, slots or cluster.slots)
+        install(folder)
+        start(cluster)
     click.echo(cluster.flags)
 
 

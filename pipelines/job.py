@@ -9,11 +9,13 @@ Each byte range of the ratings becomes one shard; only vocabulary counts cross f
     files  -> DescribeSource
 """
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
@@ -67,6 +69,11 @@ class IngestConfig:
         if numbers:
             names = ", ".join(repr(feature.name) for feature in numbers)
             raise SpecError(f"spec {self.spec.name!r}", [f"feature {names} reads the label's own column"])
+
+    def absolute(self) -> Self:
+        """Return the config with whole paths: workers stand in folders of their own."""
+        source = dataclasses.replace(self.source, folder=self.source.folder.absolute())
+        return dataclasses.replace(self, source=source)
 
     def ranges(self) -> list[ByteRange]:
         """Return the byte ranges of the ratings, one a shard."""
@@ -132,6 +139,7 @@ def ingest(
         ArtifactError: the store cannot be written, or the disk is full.
     """
     started = time.perf_counter()
+    store, config = store.absolute(), config.absolute()
     try:
         with staging(store) as stage:
             counters, reports = _read_source(config, stage.folder, options, progress)
@@ -198,4 +206,4 @@ def _superseded(reports: Reports, folder: Path) -> Rows:
 
 def _counters(result: PipelineResult) -> dict[str, int]:
     found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    return {counter.key.metric.name: counter.result for counter in found}
+    return {counter.key.metric.name: counter.result or 0 for counter in found}

@@ -50,19 +50,26 @@ def process(name):
     return next(process for process in processes if process.name == name)
 
 
-def command(source, store, flags):
-    return [*SLOTSTORE, str(source), "--store", str(store), "--json", *flags]
+def begin_command(source, store, flags):
+    """Start an ingestion; its paths are relative, to a folder that is not the workers'."""
+    return subprocess.Popen(
+        [*SLOTSTORE, os.path.relpath(source, store.parent), "--store", store.name, "--json", *flags],
+        cwd=store.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def end_command(running):
+    stdout, stderr = running.communicate(timeout=300)
+    return subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
 
 
 def ingest(source, store, flags):
-    return subprocess.run(command(source, store, flags), capture_output=True, text=True, timeout=300)
+    return end_command(begin_command(source, store, flags))
 
 
 def begin(source, store, flags):
     """Start an ingestion and return when its first shards are reported, and most are still to come."""
-    running = subprocess.Popen(
-        command(source, store, flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    running = begin_command(source, store, flags)
     until = time.monotonic() + 120
     while not reports(store):
         assert running.poll() is None, running.communicate()
@@ -159,8 +166,8 @@ def test_two_ingestions_at_once_do_not_mix(cluster, tiny_store, synthetic_source
     store = tmp_path / "store"
     first = begin(synthetic_source, store, [*cluster, *SHARDS])
     second = ingest(synthetic_source, store, [*cluster, *SHARDS])
-    _, stderr = first.communicate(timeout=300)
-    assert first.returncode == 0, stderr
+    first = end_command(first)
+    assert first.returncode == 0, first.stderr
     assert second.returncode == StoreBusy.exit_code
     assert "another ingestion" in second.stderr
     assert open_snapshot(store).problems(deep=True) == []
@@ -211,8 +218,8 @@ def test_a_killed_task_manager_is_survived(cluster, ingest_folder, synthetic_sou
     store = tmp_path / "store"
     running = begin(synthetic_source, store, [*cluster, *SHARDS])
     process("taskmanager-1").signal(signal.SIGKILL)
-    _, stderr = running.communicate(timeout=300)
-    assert running.returncode == 0, stderr
+    done = end_command(running)
+    assert done.returncode == 0, done.stderr
     assert failures(cluster), "no task failed: it was killed too late to show anything"
     assert_same(tmp_path / "local", store)
 
@@ -222,15 +229,24 @@ def test_a_killed_job_manager_is_a_clear_error(cluster, tiny_store, synthetic_so
     store = tmp_path / "store"
     running = begin(synthetic_source, store, [*cluster, *SHARDS])
     process("jobmanager").signal(signal.SIGKILL)
-    stdout, stderr = running.communicate(timeout=120)
-    done = subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
+    done = end_command(running)
     assert_failed(done, store, RunnerError.exit_code)
-    assert "no longer answers" in stderr
+    assert "no longer answers" in done.stderr
     assert subprocess.run(cluster_command("start", os.environ["SLOTSTORE_FLINK"])).returncode == 0
     done = ingest(synthetic_source, store, [*cluster, *SHARDS])
     assert done.returncode == 0, done.stderr
     assert open_snapshot(store).problems(deep=True) == []
     assert open_snapshot(store).manifest.content_digest == open_snapshot(tiny_store).manifest.content_digest
+
+
+@pytest.mark.skipif(not os.environ.get("SLOTSTORE_PRISM"), reason="SLOTSTORE_PRISM names no Prism binary")
+def test_prism_gives_the_same_digest(tiny_store, synthetic_source, tmp_path):
+    prism = ["--runner", "PrismRunner", "--prism_location", os.environ["SLOTSTORE_PRISM"]]
+    done = ingest(synthetic_source, tmp_path / "store", [*prism, "--environment_type", "LOOPBACK", *SHARDS])
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["content_digest"] == open_snapshot(tiny_store).manifest.content_digest
+    assert said["counters"]["write_rejected"] == 0
 
 
 def test_without_a_cluster_it_is_said_before_anything_is_touched(tiny_source, tmp_path):
