@@ -7,11 +7,13 @@ process beside ours, has to be there as long as the job, and none is left behind
 import argparse
 import contextlib
 import json
+import shutil
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
-from featurestore.errors import RunnerError
+from featurestore.errors import RunnerError, SpecError
 
 FLINK_VERSION = "1.19"
 CLUSTER_COMMAND = "python -m pipelines.flink_cluster"
@@ -43,19 +45,23 @@ class FlinkRetries(PipelineOptions):
         parser.add_argument("--execution_retry_delay", type=int, help="Milliseconds between them.")
 
 
-def on_cluster(runner: str | None, master: str) -> bool:
-    """Whether the flags name a Flink cluster, and not Beam's embedded one ([local], [auto])."""
-    return (runner or "").lower().removesuffix("runner") == "flink" and not master.startswith("[")
+def is_flink(runner: str | None) -> bool:
+    """Whether --runner names Flink, in any of the ways that Beam takes."""
+    return (runner or "").lower().removesuffix("runner") == "flink"
 
 
 def flink_defaults(given: argparse.Namespace) -> list[str]:
     """Return flags that make the cluster at ``given.flink_master`` usable, where none are given.
 
-    Each TaskManager has room for the whole job, so that it goes on without one that is lost.
+    The job leaves one TaskManager's worth of slots free, so that it goes on when one is lost.
 
     Raises:
+        SpecError: --flink_master is missing.
         RunnerError: there is no Flink with TaskManagers, or no jar to send there.
     """
+    if given.flink_master.startswith("["):  # Beam's [auto] and [local], which need its published job server
+        problem = f"--runner FlinkRunner needs --flink_master HOST:PORT; `{CLUSTER_COMMAND} start` starts one"
+        raise SpecError("command line", [problem])
     jar = given.flink_job_server_jar or JOB_SERVER_JAR
     if "://" not in jar and not Path(jar).is_file():
         remedy = f"`{CLUSTER_COMMAND} start` makes it, or name one with --flink_job_server_jar"
@@ -63,7 +69,8 @@ def flink_defaults(given: argparse.Namespace) -> list[str]:
     managers, slots = _size(given.flink_master)
     wanted = ["--flink_submit_uber_jar", f"--flink_job_server_jar={jar}"]
     if given.parallelism == -1:
-        wanted.append(f"--parallelism={slots // managers}")
+        spare = slots // managers if managers > 1 else 0
+        wanted.append(f"--parallelism={slots - spare}")
     if given.number_of_execution_retries is None:
         wanted.append(f"--number_of_execution_retries={RETRIES}")
     if given.environment_type is None:
@@ -76,20 +83,23 @@ def _size(master: str) -> tuple[int, int]:
     """Return the numbers of TaskManagers and of their slots."""
     try:
         overview = ask(master, "overview")
-    except OSError as error:
+        managers, slots = overview["taskmanagers"], overview["slots-total"]
+    except (OSError, LookupError, TypeError) as error:
         raise RunnerError(f"no Flink at --flink_master {master}: {error}") from error
-    if not overview["slots-total"]:
+    if not slots:
         raise RunnerError(f"the Flink at --flink_master {master} has no TaskManager")
-    return overview["taskmanagers"], overview["slots-total"]
+    return managers, slots
 
 
 def ask(master: str, path: str, method: str = "GET") -> dict[str, Any]:
     """Return what the JobManager's REST interface answers; OSError where it does not."""
     root = master if "://" in master else f"http://{master}"
     request = urllib.request.Request(f"{root.rstrip('/')}/{path}", method=method)  # noqa: S310 - http, as flagged
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - as above
-        text = response.read()
-    answer: dict[str, Any] = json.loads(text) if text else {}
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - as above
+            answer: dict[str, Any] = json.loads(response.read() or "{}")
+    except (HTTPException, ValueError) as error:
+        raise OSError(f"{root} answers what no Flink would: {error!r}") from error
     return answer
 
 
@@ -102,12 +112,12 @@ def run_on_flink(pipeline: beam.Pipeline) -> PipelineResult:
     """
     try:
         result = pipeline.run()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise RunnerError(f"Flink did not take the job, nothing was published: {error}") from error
-    submitted = result._job_service._jobs[
-        result._job_id
-    ]  # Beam's own wait polls ever more rarely, or for ever
+    service = result._job_service  # Beam's own wait asks ever more rarely, and without a time limit
+    submitted = service._jobs[result._job_id]
     submitted.delete_jar()  # the running job has its own copy
+    shutil.rmtree(service._temp_dir, ignore_errors=True)
     job = _Job(submitted._master_url, f"jobs/{submitted._flink_job_id}")
     try:
         state = job.wait()

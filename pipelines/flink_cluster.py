@@ -65,7 +65,9 @@ class Process:
         return self.started != "" and _started(self.pid) == self.started
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and to all its children: it leads their process group."""
+        """Send a signal to it and to all its children, which may outlive it: it leads their process group."""
+        if not self.alive and Path(f"/proc/{self.pid}").exists():
+            return  # another process has its id now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -115,13 +117,18 @@ class Cluster:
 
 
 def load(folder: Path) -> tuple[Cluster, list[Process]] | None:
-    """Return the cluster started last in a folder and those of its processes that still run."""
+    """Return the cluster started last in a folder, and its processes, of which some may have ended."""
     try:
         state = json.loads((folder / "cluster.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     processes = [Process(**process) for process in state.pop("processes")]
-    return Cluster(folder, **state), [process for process in processes if process.alive]
+    return Cluster(folder, **state), processes
+
+
+def whole(processes: Sequence[Process]) -> bool:
+    """Whether all processes of a cluster run."""
+    return len(processes) == TASK_MANAGERS + 2 and all(process.alive for process in processes)
 
 
 def install(folder: Path) -> None:
@@ -309,10 +316,12 @@ def start_command(folder: Path, port: int | None, slots: int | None) -> None:
 
     Where it runs already, only the flags are printed; where a part of it runs, all starts anew as it was.
     """
-    cluster, running = load(folder) or (Cluster(folder, 8081, available_cores()), [])
-    if len(running) < TASK_MANAGERS + 2:
-        end(running)
-        cluster = Cluster(folder, port or cluster.port, slots or cluster.slots)
+    default = Cluster(folder, 8081, available_cores())
+    cluster, processes = load(folder) or (default, [])
+    if not whole(processes):
+        before = cluster if any(process.alive for process in processes) else default
+        end(processes)
+        cluster = Cluster(folder, port or before.port, slots or before.slots)
         install(folder)
         start(cluster)
     click.echo(cluster.flags)
@@ -322,9 +331,10 @@ def start_command(folder: Path, port: int | None, slots: int | None) -> None:
 @folder_option
 def stop_command(folder: Path) -> None:
     """End every process of the cluster."""
-    found = load(folder)
-    end(found[1] if found else [])
-    click.echo(f"stopped {len(found[1]) if found else 0} processes")
+    _, processes = load(folder) or (None, [])
+    running = sum(process.alive for process in processes)
+    end(processes)
+    click.echo(f"stopped {running} processes")
 
 
 @command.command("status")
@@ -333,9 +343,9 @@ def status_command(folder: Path) -> int:
     """Show which processes run and the flags to ingest with; exit status 1 unless all do."""
     cluster, processes = load(folder) or (None, [])
     for process in processes:
-        click.echo(f"{process.name:<14} {process.pid}")
-    if cluster is None or len(processes) < TASK_MANAGERS + 2:
-        click.echo(f"{len(processes)} of {TASK_MANAGERS + 2} processes run: `start` starts them all")
+        click.echo(f"{process.name:<14} {process.pid if process.alive else 'ended'}")
+    if cluster is None or not whole(processes):
+        click.echo("the cluster does not run, or not all of it: `start` starts it anew")
         return 1
     click.echo(cluster.flags)
     return 0

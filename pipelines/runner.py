@@ -5,17 +5,12 @@ import os
 from collections.abc import Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import (
-    DirectOptions,
-    FlinkRunnerOptions,
-    PipelineOptions,
-    StandardOptions,
-)
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from featurestore.errors import SpecError, did_you_mean
-from pipelines.flink import flink_defaults, on_cluster, run_on_flink
+from pipelines.flink import flink_defaults, is_flink, run_on_flink
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
@@ -31,7 +26,7 @@ def pipeline_options(flags: Sequence[str], own: Sequence[str] = ()) -> PipelineO
     problems = [f"unknown flag {flag}{_suggestion(flag, known)}" for flag in unknown if flag.startswith("-")]
     if unknown:
         raise SpecError("command line", problems or [f"unexpected argument {text!r}" for text in unknown])
-    cluster = flink_defaults(given) if on_cluster(given.runner, given.flink_master) else []
+    cluster = flink_defaults(given) if is_flink(given.runner) else []
     options = PipelineOptions([*flags, *_local_defaults(flags), *cluster])
     if options.view_as(DirectOptions).direct_num_workers < 0:
         raise SpecError("command line", ["--direct_num_workers must be at least 0 (0: one for each core)"])
@@ -87,9 +82,7 @@ def choose_runner(options: PipelineOptions) -> PipelineRunner | None:
 
 def run(pipeline: beam.Pipeline) -> PipelineResult:
     """Run the pipeline to its end; RuntimeError or RunnerError where it fails."""
-    options = pipeline.options
-    runner, master = options.view_as(StandardOptions).runner, options.view_as(FlinkRunnerOptions).flink_master
-    if on_cluster(runner, master):
+    if is_flink(pipeline.options.view_as(StandardOptions).runner):
         return run_on_flink(pipeline)
     result = pipeline.run()
     result.wait_until_finish()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.errors import ArtifactError, RunnerError, StoreBusy, TooManyRejects
+from featurestore.errors import ArtifactError, RunnerError, SpecError, StoreBusy, TooManyRejects
 from featurestore.snapshot import list_snapshots, open_snapshot
 from featurestore.store import FeatureStore
 from pipelines.flink import ask, reason
@@ -255,6 +255,9 @@ def test_without_a_cluster_it_is_said_before_anything_is_touched(tiny_source, tm
     with socket.socket() as free:
         free.bind(("localhost", 0))
         flags = ["--runner", "FlinkRunner", "--flink_master", f"localhost:{free.getsockname()[1]}"]
+    done = ingest(tiny_source.folder, store, flags[:2])
+    assert done.returncode == SpecError.exit_code, done.stderr
+    assert "needs --flink_master HOST:PORT" in done.stderr
     flags += ["--flink_job_server_jar", str(jar)]
     for expected in (f"no jar of Beam's Flink runner at {jar}", "no Flink at --flink_master"):
         done = ingest(tiny_source.folder, store, flags)
