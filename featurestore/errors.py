@@ -10,7 +10,8 @@
     |   `-- FingerprintError   two artifacts were made from different specs
     |-- StoreBusy              another ingestion holds the store                  exit status 5
     |-- QueryError             the SQL engine refused a statement                 exit status 6
-    `-- TrainingError          training cannot start or go on                     exit status 7
+    |-- TrainingError          training cannot start or go on                     exit status 7
+    `-- RunnerError            the cluster an ingestion ran on failed             exit status 8
 
 A message says where, what it got, what it expected and what to do. Low layers
 raise ``ValueError``; the boundary that knows the place raises one of these
@@ -89,6 +90,12 @@ class TrainingError(SlotstoreError):
     """Training cannot start or go on."""
 
     exit_code = 7
+
+
+class RunnerError(SlotstoreError):
+    """The cluster an ingestion should run on is not there, was lost, or failed; nothing was published."""
+
+    exit_code = 8
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

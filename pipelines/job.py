@@ -10,9 +10,11 @@ Each byte range of the ratings becomes one shard; only vocabulary counts cross f
     files -> DescribeSource
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
@@ -35,10 +37,11 @@ from pipelines.append import (
 from pipelines.counters import NAMESPACE
 from pipelines.describe import DescribeSource
 from pipelines.duplicates import SUPERSEDED_FOLDER, DropDuplicates, Superseded, find_superseded
+from pipelines.failures import system_error
 from pipelines.join import BROADCAST_BYTES, JOINS, BroadcastJoin
 from pipelines.publish import Reports, check_complete, check_rejects, publish, read_reports
 from pipelines.read import ByteRange, plan_ranges
-from pipelines.runner import choose_runner
+from pipelines.runner import choose_runner, run
 from pipelines.shuffle_join import ShuffleJoin
 from pipelines.source import Source
 from pipelines.vocabulary import BuildVocabulary, CountValues
@@ -88,6 +91,12 @@ class IngestConfig:
             raise SpecError(f"spec {self.spec.name!r}", [f"feature {names} reads the label's own column"])
         if self.parent:
             check_parent(self.parent, self.spec, self.source.format.columns, where)
+
+    def absolute(self) -> Self:
+        """Return the config with whole paths: workers stand in folders of their own."""
+        source = dataclasses.replace(self.source, folder=self.source.folder.absolute())
+        parent = self.parent and dataclasses.replace(self.parent, folder=self.parent.folder.absolute())
+        return dataclasses.replace(self, source=source, parent=parent)
 
     def ranges(self) -> list[ByteRange]:
         """Return the byte ranges of the ratings, one a shard."""
@@ -184,7 +193,9 @@ def ingest(
         StoreBusy: another ingestion into the store is running, or has made the parent an old snapshot.
         ArtifactError: the store cannot be written, or the disk is full.
     """
-    started, parent = time.perf_counter(), config.parent
+    started = time.perf_counter()
+    store, config = store.absolute(), config.absolute()
+    parent = config.parent
     try:
         if parent and appended_before(parent, config.source):
             return IngestResult(parent, time.perf_counter() - started, {}, None)
@@ -231,23 +242,15 @@ def _run(
         raise SpecError("command line", [str(error)]) from error
     build(pipeline, config, ranges, superseded)
     try:
-        result = pipeline.run()
-        result.wait_until_finish()
+        result = run(pipeline)
     except RuntimeError as error:
-        raise _told(error) from error
+        if reason := system_error(str(error)):
+            raise ArtifactError(f"a worker failed, nothing was published: {reason}") from error
+        raise
     reports = read_reports(superseded.folder)
     check_complete(reports, len(ranges), len(config.spec.features), config.parent)
     check_rejects(superseded.folder, reports, config.max_reject_ratio)
     return _counters(result), reports
-
-
-def _told(error: RuntimeError) -> Exception:
-    """Return what a worker's failure means to a user: a disk or file that failed, or the error itself."""
-    lines = [line.strip() for line in str(error).splitlines() if "[Errno " in line]
-    if not lines:
-        return error
-    reason = lines[-1].split(" [while running")[0]
-    return ArtifactError(f"a worker failed, nothing was published: {reason}")
 
 
 def _superseded(config: IngestConfig, reports: Reports, folder: AnyPath) -> Superseded:
@@ -258,4 +261,4 @@ def _superseded(config: IngestConfig, reports: Reports, folder: AnyPath) -> Supe
 
 def _counters(result: PipelineResult) -> dict[str, int]:
     found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    return {counter.key.metric.name: counter.result for counter in found}
+    return {counter.key.metric.name: counter.result or 0 for counter in found}

@@ -4,11 +4,13 @@ import argparse
 import os
 from collections.abc import Sequence
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
-from apache_beam.runners.runner import PipelineRunner
+from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from featurestore.errors import SpecError, did_you_mean
+from pipelines.flink import flink_defaults, is_flink, run_on_flink
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
@@ -25,12 +27,13 @@ def pipeline_options(flags: Sequence[str], own: Sequence[str] = ()) -> PipelineO
     ``own``: flags of the calling command, to be suggested where one is misspelt.
     """
     parser = _known_flags()
-    _, unknown = parser.parse_known_args(list(flags))
+    given, unknown = parser.parse_known_args(list(flags))
     known = [*own, *(option for action in parser._actions for option in action.option_strings)]
     problems = [f"unknown flag {flag}{_suggestion(flag, known)}" for flag in unknown if flag.startswith("-")]
     if unknown:
         raise SpecError("command line", problems or [f"unexpected argument {text!r}" for text in unknown])
-    options = PipelineOptions([*flags, *_local_defaults(flags)])
+    cluster = flink_defaults(given) if is_flink(given.runner) else []
+    options = PipelineOptions([*flags, *_local_defaults(flags), *cluster])
     if options.view_as(DirectOptions).direct_num_workers < 0:
         raise SpecError("command line", ["--direct_num_workers must be at least 0 (0: one for each core)"])
     return options
@@ -81,3 +84,12 @@ def choose_runner(options: PipelineOptions) -> PipelineRunner | None:
     Prism binary on the network.
     """
     return FnApiRunner() if options.view_as(StandardOptions).runner in LOCAL_RUNNERS else None
+
+
+def run(pipeline: beam.Pipeline) -> PipelineResult:
+    """Run the pipeline to its end; RuntimeError or RunnerError where it fails."""
+    if is_flink(pipeline.options.view_as(StandardOptions).runner):
+        return run_on_flink(pipeline)
+    result = pipeline.run()
+    result.wait_until_finish()
+    return result
