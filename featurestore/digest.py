@@ -86,7 +86,7 @@ def _column_words(column: pa.ChunkedArray, name: str) -> Callable[[slice], Words
         np.fromiter((xxhash.xxh3_64_intdigest(value) for value in values), np.uint64, len(values)) * weight
     )
     codes = text.indices.to_numpy()
-    return lambda rows: words[codes[rows]]
+    return lambda rows: words.take(codes[rows])
 
 
 def _mix(x: Words) -> Words:

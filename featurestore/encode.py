@@ -65,5 +65,5 @@ def encode(table: pa.Table, spec: FeatureSpec) -> pa.Table:
         slots = slots_of(hash_values(text.dictionary, feature.seeds), spec.table.num_slots)  # (k, distinct)
         codes = text.indices.to_numpy()  # (n,)
         for name, row in zip(feature.slot_columns, slots, strict=True):
-            table = table.append_column(name, pa.array(row[codes]))
+            table = table.append_column(name, pa.array(row.take(codes)))
     return table

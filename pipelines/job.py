@@ -149,7 +149,7 @@ def build(
     join = ShuffleJoin if config.shuffles() else BroadcastJoin
     _ = (
         pipeline
-        | "Sources" >> beam.Create(source.format.files)
+        | "Sources" >> beam.Create(source.format.files, reshuffle=False)
         | "DescribeSource" >> DescribeSource(source.folder, folder)
     )
     counts = (

@@ -66,7 +66,7 @@ def _append(
     codes = (np.cumsum(known) - 1)[codes]
     for name in entity.format.columns:
         values = one_array(taken.column(name)).dictionary_encode()
-        indices = pa.array(values.indices.to_numpy()[codes])
+        indices = pa.array(values.indices.to_numpy().take(codes))
         table = table.append_column(name, pa.DictionaryArray.from_arrays(indices, values.dictionary))
     return table
 

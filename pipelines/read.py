@@ -1,9 +1,9 @@
 """Files to byte ranges to Arrow batches of ratings, and the records that could not be read.
 
-A range owns the lines that start in it. Its bytes are parsed by Arrow in blocks; a block that Arrow
-refuses, or that holds anything but plain digits and separators, is read again line by line, so that
-one bad line costs a block and the two paths agree on every line. A line ends in LF or CRLF. The header
-that some files begin with is in no range: it is neither read nor rejected.
+A range owns the lines that start in it. Its bytes are parsed by Arrow as one block; a block that Arrow
+refuses, or that holds anything but plain digits and separators, is halved, down to a small one that is
+read line by line. So a bad line costs little, and the two paths agree on every line. A line ends in LF or
+CRLF. The header that some files begin with is in no range: it is neither read nor rejected.
 """
 
 import itertools
@@ -36,7 +36,8 @@ from pipelines.movielens import (
     rating_of,
 )
 
-BLOCK_BYTES = 1 << 20
+MIN_BLOCK_BYTES = 1 << 16
+MAX_BLOCK_BYTES = 16 << 20
 LINE_BYTES = 1 << 16
 """Read at a time to find the end of a line: a request, where the file is an object."""
 MAX_RAW = 4096
@@ -46,6 +47,9 @@ RATINGS_SCHEMA = pa.schema(
 )
 # Arrow's parser strips white space around a number and the slow path does not: such a block is not plain.
 _ODD_BYTES = tuple(bytes([byte]) for byte in b" \t\x0b\x0c\x00")
+
+Parsed = tuple[pa.Table, list[dict[str, object]]]
+"""Ratings, and the rejects among their lines."""
 
 
 @dataclass(frozen=True)
@@ -140,26 +144,23 @@ def _line_start(file: IO[bytes], offset: int) -> int:
 def read_ratings(place: ByteRange, source: SourceFormat) -> Records:
     """Read the ratings of one range: shapes as `RATINGS_SCHEMA`, rows in the order of the file."""
     place = past_header(place, source.header)
-    data, offset = read_bytes(place)
-    tables, rejects = [], []
-    for block in _blocks(data):
-        table = _parse_block(block, source.separator)
-        if table is None:
-            table, rejected = _parse_lines(block, offset, place.file.name, source.separator)
-            rejects.extend(rejected)
-        tables.append(table)
-        offset += len(block)
-    table = pa.concat_tables(tables) if tables else RATINGS_SCHEMA.empty_table()
-    return Records(table.unify_dictionaries().combine_chunks(), rejects_table(rejects), place)
+    parsed = list(_parse(*read_bytes(place), place.file.name, source.separator))
+    table = pa.concat_tables(table for table, _ in parsed).unify_dictionaries().combine_chunks()
+    rejects = itertools.chain.from_iterable(rejected for _, rejected in parsed)
+    return Records(table, rejects_table(list(rejects)), place)
 
 
-def _blocks(data: bytes) -> Iterator[bytes]:
-    start = 0
-    while start < len(data):
-        end = data.find(b"\n", min(start + BLOCK_BYTES, len(data) - 1))
-        end = len(data) if end < 0 else end + 1
-        yield data[start:end]
-        start = end
+def _parse(block: bytes, offset: int, file: str, separator: str) -> Iterator[Parsed]:
+    """Parse whole lines at once if they allow it, else in halves, and line by line what is small and odd."""
+    table = _parse_block(block, separator) if 0 < len(block) <= MAX_BLOCK_BYTES else None
+    middle = block.find(b"\n", len(block) // 2) + 1
+    if table is not None:
+        yield table, []
+    elif len(block) <= MIN_BLOCK_BYTES or middle in (0, len(block)):
+        yield _parse_lines(block, offset, file, separator)
+    else:
+        yield from _parse(block[:middle], offset, file, separator)
+        yield from _parse(block[middle:], offset + middle, file, separator)
 
 
 def _parse_block(block: bytes, separator: str) -> pa.Table | None:
@@ -238,9 +239,7 @@ def _dictionary(table: pa.Table, column: str) -> pa.Array:
     return table.column(column).chunk(0).dictionary
 
 
-def _parse_lines(
-    block: bytes, offset: int, file: str, separator: str
-) -> tuple[pa.Table, list[dict[str, object]]]:
+def _parse_lines(block: bytes, offset: int, file: str, separator: str) -> Parsed:
     """Read a block line by line: the reference for `_parse_block`, and the source of rejects."""
     rows, rejects = [], []
     for line_offset, raw in _lines(block, offset):

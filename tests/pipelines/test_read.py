@@ -135,8 +135,10 @@ def test_a_reject_says_where_what_and_why(tmp_path):
     ]  # fmt: skip
 
 
-def test_one_bad_line_costs_its_block_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "BLOCK_BYTES", 200)
+@pytest.mark.parametrize("most", [200, 300, 10**6])
+def test_one_bad_line_costs_a_small_block_only(tmp_path, monkeypatch, most):
+    monkeypatch.setattr(read, "MIN_BLOCK_BYTES", 200)
+    monkeypatch.setattr(read, "MAX_BLOCK_BYTES", most)
     path = tmp_path / "ratings.dat"
     lines = [f"{number}::2::5::978300000" for number in range(100)]
     lines[50] = "bad"
@@ -148,6 +150,7 @@ def test_one_bad_line_costs_its_block_only(tmp_path, monkeypatch):
     records = read_ratings(whole(path), ML_1M)
     assert records.table.num_rows == 99
     assert len(slow) == 1
+    assert len(slow[0]) <= 200
 
 
 @pytest.mark.parametrize("ended", [True, False])
