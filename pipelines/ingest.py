@@ -119,9 +119,8 @@ def command(
         err.print(f"{opened.format.name} has no {', '.join(dropped)}: using the spec {spec.name} without.")
     config = IngestConfig(opened, spec, max_reject_ratio, shard_bytes, join, broadcast_bytes, parent)
     _prepare(opened, err)
-    logging.getLogger("apache_beam").setLevel(
-        logging.CRITICAL
-    )  # a worker's trace; its error reaches us all the same
+    # A worker's error reaches us all the same, and without a trace.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     with _progress(err) as follow:
         result = ingest(config, store, options, follow)
     click.echo(json.dumps(summary(result), indent=1) if as_json else summary_text(result, spec, store))
