@@ -31,6 +31,7 @@ from pipelines.shards import write_parquet
 
 KEYS_FOLDER = "keys"
 SUPERSEDED_FOLDER = "superseded"
+KEY_BYTES = 8
 SLICE_ROWS = 1 << 20
 """Keys merged at a time: few enough to stay in the processor's cache."""
 
@@ -54,26 +55,32 @@ def write_keys(folder: AnyPath, index: int, table: pa.Table) -> None:
     write_whole(path, np.sort(row_keys(table)).tobytes())
 
 
-def _read_keys(file: Path) -> npt.NDArray[np.uint64]:
-    """Map a shard's keys into memory; a file without any cannot be mapped."""
-    return np.memmap(file, np.uint64, "r") if file.stat().st_size else np.empty(0, np.uint64)
-
-
 def repeated_keys(files: Sequence[Path], rows: int) -> bool:
     """Whether any key occurs twice in the sorted key files, which hold ``rows`` in all."""
     workers = available_cores()
     slices = max(workers, -(-rows // SLICE_ROWS))
     edges = [np.uint64((1 << 64) * number // slices) for number in range(1, slices)]
-    keys = [_read_keys(file) for file in files]
-    cuts = [[0, *np.searchsorted(part, edges).tolist(), len(part)] for part in keys]
+    cuts = [_cut(file, edges) for file in files]
 
     def repeats(number: int) -> bool:
-        parts = [part[cut[number] : cut[number + 1]] for part, cut in zip(keys, cuts, strict=True)]
+        parts = [
+            np.fromfile(file, np.uint64, cut[number + 1] - cut[number], offset=cut[number] * KEY_BYTES)
+            for file, cut in zip(files, cuts, strict=True)
+        ]
         merged = np.sort(np.concatenate(parts), kind="stable")  # merges the sorted runs
         return bool((merged[1:] == merged[:-1]).any())
 
     with ThreadPoolExecutor(workers) as pool:
         return any(pool.map(repeats, range(slices)))
+
+
+def _cut(file: Path, edges: Sequence[np.uint64]) -> list[int]:
+    """Return where each slice begins in a sorted key file, and where the last one ends."""
+    size = file.stat().st_size // KEY_BYTES
+    if not size:  # it cannot be mapped
+        return [0] * (len(edges) + 2)
+    keys = np.memmap(file, np.uint64, "r")
+    return [0, *np.searchsorted(keys, edges).tolist(), size]
 
 
 @contextlib.contextmanager
