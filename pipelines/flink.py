@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
 from featurestore.errors import RunnerError, SpecError
@@ -30,20 +29,10 @@ JOB_SERVER_JAR = ".flink/job-server.jar"
 POOL_PORT = 8083
 """Where each machine's Python worker pool listens, unless the flags say otherwise."""
 
-RETRIES = 3
 POLL_SECONDS = 0.3
 ENDED = ("FINISHED", "FAILED", "CANCELED")
 LOST_SECONDS = 15
 """How long a JobManager may be silent before the job counts as lost."""
-
-
-class FlinkRetries(PipelineOptions):
-    """The runner's flags that Beam's Python does not list: being a class makes them known."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--number_of_execution_retries", type=int, help="Of a failed task on Flink.")
-        parser.add_argument("--execution_retry_delay", type=int, help="Milliseconds between them.")
 
 
 def is_flink(runner: str | None) -> bool:
@@ -72,8 +61,6 @@ def flink_defaults(given: argparse.Namespace) -> list[str]:
     if given.parallelism == -1:
         spare = slots // managers if managers > 1 else 0
         wanted.append(f"--parallelism={slots - spare}")
-    if given.number_of_execution_retries is None:
-        wanted.append(f"--number_of_execution_retries={RETRIES}")
     if given.environment_type is None:
         pool = given.environment_config or f"localhost:{POOL_PORT}"
         wanted += ["--environment_type=EXTERNAL", f"--environment_config={pool}"]

@@ -30,12 +30,13 @@ TASK_MANAGERS = 2
 START_SECONDS = 120
 STOP_SECONDS = 10
 SETTINGS = {
-    # A lost TaskManager is noticed in seconds, and its tasks start again where there are free slots.
+    # A job is tried again for longer than it takes to notice that a TaskManager is lost: until then that one
+    # is given tasks. Beam hands no restart strategy of a batch job to Flink, so the cluster has it.
+    "restart-strategy.type": "fixed-delay",
+    "restart-strategy.fixed-delay.attempts": "5",
+    "restart-strategy.fixed-delay.delay": "5s",
     "heartbeat.interval": "2000",
     "heartbeat.timeout": "10000",
-    "restart-strategy.type": "fixed-delay",
-    "restart-strategy.fixed-delay.attempts": "3",
-    "restart-strategy.fixed-delay.delay": "1s",
     "slot.request.timeout": "120000",
     "cluster.evenly-spread-out-slots": "true",
     "jobmanager.memory.process.size": "1600m",
