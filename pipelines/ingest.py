@@ -152,6 +152,8 @@ def _progress(err: Console) -> Iterator[Progress]:
     with _bar(err) as bar:
 
         def follow(folder: AnyPath, shards: int) -> None:
+            if bar.disable:
+                return  # nobody sees it
             task = bar.add_task("ingesting shards", total=shards)
             threads.append(threading.Thread(target=_watch, args=(bar, task, folder, stop), daemon=True))
             threads[-1].start()
@@ -167,8 +169,9 @@ def _progress(err: Console) -> Iterator[Progress]:
 def _watch(bar: Bar, task: TaskID, folder: AnyPath, stop: threading.Event) -> None:
     done = 0
     while not stop.wait(5.0 if isinstance(folder, RemotePath) else 0.2):
-        names = files_below(folder / REPORTS)
-        done = max(done, sum(name.startswith("examples-") for name in names))  # publishing removes them
+        with contextlib.suppress(FileNotFoundError):  # publishing removes them, perhaps just now
+            names = files_below(folder / REPORTS)
+            done = max(done, sum(name.startswith("examples-") for name in names))
         bar.update(task, completed=done)
 
 
