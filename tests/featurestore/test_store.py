@@ -170,7 +170,7 @@ def test_refused_statements(tiny, query, said):
 
 
 def test_an_error_in_the_middle_of_a_stream(tiny):
-    late = "SELECT CASE WHEN i = 900000 THEN error('too late') ELSE 1 END FROM range(1000000) AS t(i)"
+    late = "SELECT CASE WHEN i = 19000000 THEN error('too late') ELSE 1 END FROM range(20000000) AS t(i)"
     reader = tiny.read(late)
     assert reader.read_next_batch().num_rows > 0
     with pytest.raises(QueryError, match="too late"):
