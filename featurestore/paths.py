@@ -5,6 +5,7 @@ filesystem behind the part of pathlib's surface that this project uses. Credenti
 come from where every client of the service looks for them (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
 """
 
+import contextlib
 import functools
 import os
 import posixpath
@@ -12,6 +13,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +26,8 @@ from featurestore.errors import SpecError
 SCHEMES = ("s3", "gs")
 REQUESTS = 16
 """How many objects are asked for at a time, where many are."""
+RETRY_SECONDS = 60
+"""How long gs is asked again; by default a mere lack of credentials is told after a quarter of an hour."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
@@ -96,9 +100,10 @@ class RemotePath:
 
     def iterdir(self) -> Iterator[Self]:
         """Yield what lies directly below, by name."""
-        selector = fs.FileSelector(self.key, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
-        yield from (self._at(path) for path in sorted(info.path for info in found))
+        everything = self.scheme == "gs"  # Arrow names no prefixes there, so they are found by what they hold
+        selector = fs.FileSelector(self.key, recursive=everything, allow_not_found=True)
+        found = (info.path[len(self.key) + 1 :] for info in self.filesystem.get_file_info(selector))
+        yield from (self / name for name in sorted({path.split("/")[0] for path in found}))
 
     def open(self, mode: str = "rb") -> Any:  # noqa: ANN401 - pyarrow has no types
         """Open for reading at any position."""
@@ -122,7 +127,7 @@ class RemotePath:
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the object."""
-        if not missing_ok or self.is_file():
+        with contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
             self.filesystem.delete_file(self.key)
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
@@ -146,8 +151,8 @@ AnyPath = Path | RemotePath
 def _filesystem(scheme: str, bucket: str) -> fs.FileSystem:
     """Return Arrow's filesystem for a bucket; that of s3 is asked for its region unless AWS_REGION is set."""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    query = f"?region={region}" if scheme == "s3" and region else ""
-    return fs.FileSystem.from_uri(f"{scheme}://{bucket}{query}")[0]
+    options = {"s3": f"?region={region}" if region else "", "gs": f"?retry_limit_seconds={RETRY_SECONDS}"}
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}{options[scheme]}")[0]
 
 
 def as_path(text: str | AnyPath) -> AnyPath:
@@ -216,11 +221,12 @@ def files_below(folder: AnyPath) -> list[str]:
 
 def remove_tree(path: AnyPath) -> None:
     """Remove a folder, or a prefix, with all below it; one that is not there is no error."""
-    if isinstance(path, RemotePath):
-        if path.exists():
-            path.filesystem.delete_dir(path.key)
-    else:
+    if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
+        return
+    objects = [path / name for name in files_below(path)]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(lambda each: each.unlink(missing_ok=True), objects))
 
 
 def sync(path: Path) -> None:
