@@ -265,47 +265,59 @@ def _at_rank(counted: Sequence[tuple[int, int]], rank: int) -> tuple[int, int]:
     raise AssertionError("fewer examples than were counted")
 
 
-def duplicate_rows(files: Sequence[AnyPath], keys: Sequence[str], newest: str) -> pa.Table:
-    """Return every row that another with the same ``keys`` supersedes: file, row (int64), both numbers.
-
-    The row with the highest ``newest`` stays, at a tie the last one.
-    """
-    with _reading(files) as database:
-        return database.read(
-            f"SELECT file_index::BIGINT AS file, file_row_number::BIGINT AS row FROM {parquet(files)} "
-            f"QUALIFY {_rank(keys, newest)} > 1 ORDER BY ALL"
-        ).read_all()
+REPEATED, OLDER, SAME, NEWER = range(4)
+"""Why a row is superseded: by a later one of its own source; as older than, or the same as, one that an
+earlier snapshot has; and of such a snapshot's: by a newer one."""
 
 
-def superseding_rows(
-    old: Sequence[AnyPath],
+@contextlib.contextmanager
+def superseded_rows(
     new: Sequence[AnyPath],
+    old: Sequence[AnyPath],
     keys: Sequence[str],
     newest: str,
     value: str,
     *,
-    unique: bool,
-) -> pa.Table:
-    """Return the pairs of an old and a new row with the same ``keys``, and which of the two stays.
+    repeated: bool,
+) -> Iterator[tuple[pa.RecordBatchReader, pa.RecordBatchReader]]:
+    """Yield the superseded rows of the ``new`` files and of the ``old``, in order: file, row, why (int64).
 
-    The new one does (``new_wins``) if its ``newest`` is higher, or as high with another ``value``; with the
-    same value too they are the ``same``. Of several new rows only the one that `duplicate_rows` leaves
-    counts; ``unique`` promises that there are no such. Columns: old_file, old_row, new_file, new_row
-    (int64), new_wins, same (bool).
+    Of several new rows with the same ``keys`` (``repeated``: there may be such) the one with the highest
+    ``newest`` stays, at a tie the last one. It wins against an old one if its ``newest`` is higher, or as
+    high with another ``value``. The engine sorts, and spills to disk what memory does not hold.
     """
-    listed = ", ".join(map(identifier, keys))
-    time, what = identifier(newest), identifier(value)
-    rows = f"{listed}, {time}, {what}, file_index::BIGINT AS file, file_row_number::BIGINT AS row"
-    only = "" if unique else f"QUALIFY {_rank(keys, newest)} = 1"
     with _reading(new) as database:
-        return database.read(
-            f"""WITH old AS (SELECT {rows} FROM {parquet(old)}),
-                new AS (SELECT {rows} FROM {parquet(new)} {only})
-            SELECT old.file AS old_file, old.row AS old_row, new.file AS new_file, new.row AS new_row,
-                new.{time} > old.{time} OR (new.{time} = old.{time} AND new.{what} <> old.{what}) AS new_wins,
-                new.{time} = old.{time} AND new.{what} = old.{what} AS same
-            FROM old JOIN new USING ({listed})"""
-        ).read_all()
+        database.execute("CREATE TABLE lost (file BIGINT, row BIGINT, why BIGINT, is_old BOOLEAN)")
+        if repeated:
+            database.execute(
+                f"INSERT INTO lost SELECT file_index, file_row_number, {REPEATED}, false FROM {parquet(new)} "
+                f"QUALIFY {_rank(keys, newest)} > 1"
+            )
+        if old:
+            only = f"QUALIFY {_rank(keys, newest)} = 1" if repeated else ""
+            _insert_collisions(database, (parquet(old), f"{parquet(new)} {only}"), keys, newest, value)
+        select = "SELECT file, row, why FROM lost WHERE is_old = {} ORDER BY file, row"
+        yield database.read(select.format("false")), database.read(select.format("true"))
+
+
+def _insert_collisions(
+    database: Database, sources: tuple[str, str], keys: Sequence[str], newest: str, value: str
+) -> None:
+    """Add to ``lost`` the loser of each pair of an old and a new row with the same keys."""
+    listed, time, what = ", ".join(map(identifier, keys)), identifier(newest), identifier(value)
+    old, new = (
+        f"(SELECT {listed}, {time}, {what}, file_index AS file, file_row_number AS row FROM {source})"
+        for source in sources
+    )
+    database.execute(
+        f"""INSERT INTO lost SELECT
+            CASE WHEN wins THEN old_file ELSE new_file END, CASE WHEN wins THEN old_row ELSE new_row END,
+            CASE WHEN wins THEN {NEWER} WHEN same THEN {SAME} ELSE {OLDER} END, wins
+        FROM (SELECT old.file AS old_file, old.row AS old_row, new.file AS new_file, new.row AS new_row,
+                new.{time} = old.{time} AND new.{what} = old.{what} AS same,
+                new.{time} >= old.{time} AND NOT same AS wins
+            FROM {old} AS old JOIN {new} AS new USING ({listed}))"""
+    )
 
 
 def _rank(keys: Sequence[str], newest: str) -> str:

@@ -26,6 +26,7 @@ from featurestore.errors import SpecError
 SCHEMES = ("s3", "gs")
 REQUESTS = 16
 """How many objects are asked for at a time, where many are."""
+_KEY = re.compile(r"[a-z0-9][a-z0-9._-]*/[^?]+", re.DOTALL)
 RETRY_SECONDS = 60
 """How long gs is asked again; by default a mere lack of credentials is told after a quarter of an hour."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -166,15 +167,22 @@ def as_path(text: str | AnyPath) -> AnyPath:
     url = _URL.fullmatch(text)
     if url is None:
         return Path(text)
-    scheme, rest = url.groups()
-    if scheme == "file":
+    scheme, rest = url.group(1).lower(), url.group(2)
+    if scheme == "file" and rest.startswith("/"):
         return Path(rest)
-    key = posixpath.normpath(rest).strip("/")
     if scheme not in SCHEMES:
         raise SpecError(text, [f"unknown scheme {scheme!r}: expected {', '.join(SCHEMES)}, or a local path"])
-    if "/" not in key or "?" in key or key.startswith(".."):
-        raise SpecError(text, [f"expected {scheme}://BUCKET/FOLDER"])
+    if not _KEY.fullmatch(rest) or ".." in rest.split("/"):
+        raise SpecError(text, [f"expected {scheme}://BUCKET/FOLDER, the bucket of a-z, 0-9 and .-_"])
+    key = posixpath.normpath(rest)
     return RemotePath(scheme, key)
+
+
+def check_no_pattern(store: AnyPath) -> None:
+    """Raise SpecError if a store's path holds what DuckDB, and it alone, would take for a pattern."""
+    if found := sorted(set(str(store.absolute())) & set("*?[")):
+        problem = f"DuckDB would read {' and '.join(found)} as a pattern: a store needs a path without"
+        raise SpecError(str(store), [problem])
 
 
 def arrow_file(path: AnyPath) -> pa.NativeFile:

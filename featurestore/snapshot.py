@@ -61,9 +61,14 @@ class Snapshot:
             return self
         more = [f"and {len(found) - SHOWN_PROBLEMS} more"] if len(found) > SHOWN_PROBLEMS else []
         listed = "\n".join(f"  - {problem}" for problem in [*found[:SHOWN_PROBLEMS], *more])
-        raise ArtifactError(
-            f"snapshot {self.manifest.id} is damaged:\n{listed}\nIngest the source again to mend it."
-        )
+        raise ArtifactError(f"snapshot {self.manifest.id} is damaged:\n{listed}\n{self._remedy()}")
+
+    def _remedy(self) -> str:
+        """Return what makes the snapshot again: each source it was made of, in order."""
+        sources = [entry["source"] for entry in self.manifest.lineage] + [self.manifest.source]
+        first, *rest = (source.get("uri") for source in sources)
+        again = "".join(f", then {uri} with --append" for uri in rest)
+        return f"Ingest the source again to mend it: {first}{again}."
 
 
 def _size_problems(folder: AnyPath, shards: Sequence[Shard]) -> list[str]:

@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from featurestore.errors import ArtifactError, StoreBusy
 from featurestore.manifest import Manifest, Shard
-from featurestore.paths import REQUESTS, AnyPath, RemotePath, remove_tree, sync, write_whole
+from featurestore.paths import REQUESTS, AnyPath, RemotePath, check_no_pattern, remove_tree, sync, write_whole
 from featurestore.snapshot import MANIFEST, Snapshot, open_snapshot, read_snapshot
 
 ABANDONED_SECONDS = 24 * 3600
@@ -35,15 +35,21 @@ class Staging:
         The snapshot exists when its manifest stands beside its shards; by then their bytes are on the disk.
         Where an intact snapshot of the same content is there already, that one becomes the newest; a
         damaged one is replaced. ``prepare`` is called before it becomes the newest: if it fails, the
-        last one stays.
+        last one stays and this one is gone.
         """
         manifest = manifest.named()
         target = self.store / "snapshots" / manifest.id
-        if not _is_intact(target):
+        placed = not _is_intact(target)
+        if placed:
             self._place(target, manifest)
-        if prepare:
-            prepare(open_snapshot(self.store, manifest.id))
-        set_latest(self.store, manifest.id)
+        try:
+            if prepare:
+                prepare(open_snapshot(self.store, manifest.id))
+            set_latest(self.store, manifest.id)
+        except BaseException:
+            if placed:  # it was never the newest: what fails is not published
+                (target / MANIFEST).unlink(missing_ok=True)
+            raise
         return open_snapshot(self.store, manifest.id)
 
     def _place(self, target: AnyPath, manifest: Manifest) -> None:
@@ -151,9 +157,11 @@ def lock(store: AnyPath) -> Iterator[None]:
     """Hold a local store's lock, made if missing, for writing; an object store has none.
 
     Raises:
+        SpecError: the path cannot be one of a store.
         StoreBusy: another process holds it.
         ArtifactError: the store cannot be written.
     """
+    check_no_pattern(store)
     if isinstance(store, RemotePath):
         yield
         return

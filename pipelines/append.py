@@ -61,16 +61,15 @@ def check_newest(store: AnyPath, parent: Snapshot) -> None:
 
 
 def appended_before(parent: Snapshot, source: Source) -> bool:
-    """Whether the very file of ratings is among those that the parent was made from."""
+    """Whether the parent, or a snapshot it grew from, was made of these very files."""
+    sizes = {name: stamp[0] for name, stamp in source.stamps().items()}
     sources = [parent.manifest.source, *(entry["source"] for entry in parent.manifest.lineage)]
-    name, size = source.ratings.name, source.ratings.stat().st_size
-    digests = [
-        file["digest"]
+    alike = [
+        {file["name"]: file["digest"] for file in each["files"]}
         for each in sources
-        for file in each["files"]
-        if (file["name"], file["bytes"]) == (name, size)
+        if {file["name"]: file["bytes"] for file in each["files"]} == sizes
     ]
-    return bool(digests) and file_digest(source.ratings) in digests
+    return bool(alike) and {name: file_digest(source.folder / name) for name in sizes} in alike
 
 
 @dataclass(frozen=True)

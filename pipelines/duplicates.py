@@ -7,6 +7,8 @@ earlier snapshot says already is not kept again.
 """
 
 import contextlib
+import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +19,9 @@ import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featurestore.database import duplicate_rows, superseding_rows
+from featurestore.database import NEWER, OLDER, REPEATED, SAME, superseded_rows
 from featurestore.digest import row_words
 from featurestore.paths import AnyPath, arrow_file, files_below, write_whole
 from pipelines.counters import StepCounters
@@ -37,10 +38,12 @@ SLICE_ROWS = 1 << 20
 
 SUPERSEDED = "superseded: "
 """Beginning of the reasons of ratings that an append supersedes: they are no mistakes of the source."""
-_REPEATED = "user_id {user_id!r} rated movie_id {movie_id!r} more than once; the latest is kept"
-_OLDER = SUPERSEDED + "an earlier snapshot has a later rating of movie_id {movie_id!r} by user_id {user_id!r}"
-_SAME = SUPERSEDED + "an earlier snapshot has this rating of movie_id {movie_id!r} by user_id {user_id!r}"
-_NEWER = SUPERSEDED + "user_id {user_id!r} rated movie_id {movie_id!r} again"
+_REASONS = {
+    REPEATED: "user_id {user_id!r} rated movie_id {movie_id!r} more than once; the latest is kept",
+    OLDER: SUPERSEDED + "an earlier snapshot has a later rating of movie {movie_id!r} by user {user_id!r}",
+    SAME: SUPERSEDED + "an earlier snapshot has this rating of movie {movie_id!r} by user {user_id!r}",
+    NEWER: SUPERSEDED + "user {user_id!r} rated movie {movie_id!r} again",
+}
 
 
 def row_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
@@ -111,7 +114,7 @@ class Superseded:
         return bool(self.new or self.old)
 
     def rows(self, kind: str, index: int) -> pa.Table:
-        """Return the superseded rows of a shard and why: row (int64), reason (string), by row."""
+        """Return the superseded rows of a shard, in order: row, why (int64), of `featurestore.database`."""
         with arrow_file(self.folder / SUPERSEDED_FOLDER / f"{kind}-{index:05d}.parquet") as file:
             return pq.read_table(file)
 
@@ -125,36 +128,31 @@ def find_superseded(
     """
     with _local_keys(folder / KEYS_FOLDER) as files:
         repeated = repeated_keys(files, rows)
-    new, old = [], []
-    if repeated:
-        found = duplicate_rows(shards, KEYS, "timestamp")
-        new.append(_with_reason(found["file"], found["row"], _REPEATED))
-    if parent:
-        found = superseding_rows(parent, shards, KEYS, "timestamp", "rating", unique=not repeated)
-        wins, same = found["new_wins"], found["same"]
-        for reason, chosen in ((_SAME, same), (_OLDER, pc.invert(pc.or_(wins, same)))):
-            lost = found.filter(chosen)
-            new.append(_with_reason(lost["new_file"], lost["new_row"], reason))
-        lost = found.filter(wins)
-        old.append(_with_reason(lost["old_file"], lost["old_row"], _NEWER))
-    return Superseded(folder, _write_rows(folder, "new", new), _write_rows(folder, "old", old))
+    if not (repeated or parent):
+        return Superseded(folder)
+    found = superseded_rows(shards, parent, KEYS, "timestamp", "rating", repeated=repeated)
+    with found as (new, old):
+        return Superseded(folder, _write_rows(folder, "new", new), _write_rows(folder, "old", old))
 
 
-def _with_reason(files: pa.ChunkedArray, rows: pa.ChunkedArray, reason: str) -> pa.Table:
-    return pa.table({"file": files, "row": rows, "reason": pa.repeat(pa.scalar(reason), len(rows))})
+def _write_rows(folder: AnyPath, kind: str, rows: pa.RecordBatchReader) -> frozenset[int]:
+    """Write the rows of each shard, which come in order, to a file of its own; return the shards' numbers."""
+    numbers = set()
+    for number, parts in itertools.groupby(_by_file(rows), key=operator.itemgetter(0)):
+        table = pa.concat_tables(part for _, part in parts)
+        write_parquet(table, folder, f"{SUPERSEDED_FOLDER}/{kind}-{number:05d}.parquet")
+        numbers.add(number)
+    return frozenset(numbers)
 
 
-def _write_rows(folder: AnyPath, kind: str, parts: Sequence[pa.Table]) -> frozenset[int]:
-    """Write the rows of each shard to a file of its own; return the shards' numbers."""
-    if not parts:
-        return frozenset()
-    table = pa.concat_tables(parts).sort_by([("file", "ascending"), ("row", "ascending")])
-    files = table["file"].to_numpy()
-    numbers, starts = np.unique(files, return_index=True)
-    for number, start, end in zip(numbers, starts, [*starts, len(files)][1:], strict=True):
-        rows = table.slice(start, end - start).select(["row", "reason"])
-        write_parquet(rows, folder, f"{SUPERSEDED_FOLDER}/{kind}-{number:05d}.parquet")
-    return frozenset(map(int, numbers))
+def _by_file(rows: pa.RecordBatchReader) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of one file after another, those of a large one in several parts."""
+    for batch in rows:
+        files = batch["file"].to_numpy()
+        edges = np.flatnonzero(np.diff(files)) + 1
+        for start, end in itertools.pairwise([0, *edges.tolist(), len(files)]):
+            if end > start:
+                yield int(files[start]), pa.table(batch.slice(start, end - start).select(["row", "why"]))
 
 
 def split_rows(table: pa.Table, rows: pa.Table) -> tuple[npt.NDArray[np.bool_], list[str], pa.Table]:
@@ -163,7 +161,7 @@ def split_rows(table: pa.Table, rows: pa.Table) -> tuple[npt.NDArray[np.bool_], 
     bad[rows["row"].to_numpy()] = True
     taken = table.filter(pa.array(bad))
     keys = taken.select(list(KEYS)).to_pylist()
-    reasons = [reason.format(**key) for reason, key in zip(rows["reason"].to_pylist(), keys, strict=True)]
+    reasons = [_REASONS[why].format(**key) for why, key in zip(rows["why"].to_pylist(), keys, strict=True)]
     return bad, reasons, taken
 
 

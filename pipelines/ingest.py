@@ -181,7 +181,7 @@ def summary(result: IngestResult) -> dict[str, object]:
     read = reports.read if reports else 0
     return {
         "snapshot": manifest.id,
-        "parent": manifest.parent,
+        "parent": result.parent.manifest.id if result.parent else None,
         "content_digest": manifest.content_digest,
         "fingerprint": manifest.fingerprint,
         "format": manifest.source["format"],
@@ -216,8 +216,8 @@ def summary_text(result: IngestResult, spec: FeatureSpec, store: AnyPath) -> str
         f"splits    {splits}",
         f"size      {facts['bytes']:,} bytes in {shards}",
     ]
-    if manifest.parent:
-        lines.insert(1, _append_text(manifest.parent, facts, reports))
+    if result.parent:
+        lines.insert(1, _append_text(result.parent.manifest.id, facts, reports))
     return "\n".join(lines)
 
 

@@ -84,13 +84,13 @@ class IngestConfig:
         if problems:
             raise SpecError("command line", problems)
         where = f"{self.source.uri} ({self.source.format.name})"
+        if self.parent:
+            check_parent(self.parent, self.spec, self.source.format.columns, where)
         self.spec.check_columns(self.source.format.columns, where)
         numbers = [feature for feature in self.spec.features if feature.column == self.spec.label.column]
         if numbers:
             names = ", ".join(repr(feature.name) for feature in numbers)
             raise SpecError(f"spec {self.spec.name!r}", [f"feature {names} reads the label's own column"])
-        if self.parent:
-            check_parent(self.parent, self.spec, self.source.format.columns, where)
 
     def absolute(self) -> Self:
         """Return the config with whole paths: workers stand in folders of their own."""
@@ -114,10 +114,12 @@ class IngestConfig:
 class IngestResult:
     """The snapshot, what it cost, the pipeline's counters by name, and what was read.
 
-    ``reports`` is None where the source had been appended before, and nothing was done.
+    ``parent``: what was appended to. ``reports`` is None where the source had been appended before, and
+    nothing was done.
     """
 
     snapshot: Snapshot
+    parent: Snapshot | None
     seconds: float
     counters: dict[str, int]
     reports: Reports | None
@@ -198,15 +200,17 @@ def ingest(
     parent = config.parent
     try:
         if parent and appended_before(parent, config.source):
-            return IngestResult(parent, time.perf_counter() - started, {}, None)
+            return IngestResult(parent, parent, time.perf_counter() - started, {}, None)
         with staging(store) as stage:
+            if parent:
+                check_newest(store, parent)
             counters, reports = _read_source(config, stage.folder, options, progress)
             if parent:
                 check_newest(store, parent)
             snapshot = publish(stage, config.spec, config.source, reports, parent)
     except OSError as error:
         raise ArtifactError(f"ingestion into {store} failed, nothing was published: {error}") from error
-    return IngestResult(snapshot, time.perf_counter() - started, counters, reports)
+    return IngestResult(snapshot, parent, time.perf_counter() - started, counters, reports)
 
 
 def _read_source(

@@ -204,7 +204,7 @@ def _example_shards(reports: Reports, parent: Snapshot | None) -> list[Shard]:
     shards = _inherited(parent, "examples") if parent else []
     for report in reports.rewritten:
         shards[report.index] = report.shard
-    return shards + [report.shard for report in reports.shards]
+    return [shard for shard in (*shards, *(report.shard for report in reports.shards)) if shard.rows]
 
 
 def _reject_shards(reports: Reports, parent: Snapshot | None) -> list[Shard]:

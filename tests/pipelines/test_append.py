@@ -9,7 +9,15 @@ import time
 
 import pytest
 
-from featurestore.errors import FingerprintError, NotFound, SourceError, StoreBusy, TooManyRejects
+from featurestore.errors import (
+    ArtifactError,
+    FingerprintError,
+    NotFound,
+    SourceError,
+    SpecError,
+    StoreBusy,
+    TooManyRejects,
+)
 from featurestore.paths import as_path
 from featurestore.snapshot import list_snapshots, open_snapshot
 from featurestore.staging import set_latest
@@ -201,3 +209,43 @@ def test_appends_in_a_bucket(tiny_source, ingest_folder, s3_bucket, tmp_path):
     result = append(new, store)
     assert (result.reports.examples, result.reports.replaced) == (5, 1)
     assert result.snapshot.problems(deep=True) == []
+
+
+def test_a_source_with_mended_movies_is_appended_again(tiny_source, ingest_folder, tmp_path):
+    """The same ratings, which the first time were rejects for want of a movie."""
+    lines, store = ratings(tiny_source.folder), tmp_path / "store"
+    ingest_folder(part_of(tiny_source.folder, tmp_path / "0", lines[:4]), store)
+    new = part_of(tiny_source.folder, tmp_path / "1", lines[4:])
+    movies = (new / "movies.dat").read_bytes()
+    (new / "movies.dat").write_bytes(movies.splitlines(keepends=True)[0])
+    assert append(new, store, max_reject_ratio=1).reports.examples == 2
+    (new / "movies.dat").write_bytes(movies)
+    assert append(new, store).reports.examples == 6
+
+
+def test_an_append_of_superseded_ratings_alone_writes_no_shard(tiny_source, ingest_folder, tmp_path):
+    lines, store = ratings(tiny_source.folder), tmp_path / "store"
+    parent = ingest_folder(tiny_source.folder, store).snapshot
+    child = append(part_of(tiny_source.folder, tmp_path / "1", lines[:2]), store).snapshot
+    assert child.files("examples") == [
+        child.folder / shard.seen_from_child(parent.manifest.id).path
+        for shard in parent.manifest.shards["examples"]
+    ]
+    assert child.problems(deep=True) == []
+    assert [path.name for path in child.folder.iterdir() if path.name == "examples"] == []
+
+
+def test_a_damaged_child_says_what_makes_it_again(tiny_source, ingest_folder, tmp_path):
+    lines, store = ratings(tiny_source.folder), tmp_path / "store"
+    ingest_folder(part_of(tiny_source.folder, tmp_path / "0", lines[:4]), store)
+    child = append(part_of(tiny_source.folder, tmp_path / "1", lines[4:]), store).snapshot
+    child.files("examples")[-1].unlink()
+    with pytest.raises(ArtifactError, match=rf"mend it: {tmp_path}/0, then {tmp_path}/1 with --append"):
+        open_snapshot(store)
+
+
+@pytest.mark.parametrize("name", ["a*b", "a?b", "a[1]"])
+def test_a_store_whose_path_is_a_pattern_is_refused(tiny_source, ingest_folder, tmp_path, name):
+    with pytest.raises(SpecError, match="DuckDB would read"):
+        ingest_folder(tiny_source.folder, tmp_path / name)
+    assert not (tmp_path / name).exists()
