@@ -105,7 +105,11 @@ def _parent(store: AnyPath, snapshot: Snapshot) -> Snapshot:
     manifest = snapshot.manifest
     if manifest.parent is None:
         raise NotFound(f"snapshot {manifest.id} grew from no other: say which one to compare it with")
-    return open_snapshot(store, manifest.parent)
+    try:
+        return open_snapshot(store, manifest.parent)
+    except NotFound as error:
+        gone = f"{manifest.parent}, from which snapshot {manifest.id} grew, was removed"
+        raise NotFound(f"{gone}: say which one to compare it with") from error
 
 
 def _told(manifest: Manifest) -> str:
