@@ -34,7 +34,8 @@ def count_values(column: pa.ChunkedArray) -> pa.Table:
 def add_counts(tables: Iterable[pa.Table]) -> pa.Table:
     """Add partial counts of the same feature."""
     summed = pa.concat_tables(tables).group_by("value").aggregate([("count", "sum")])
-    return summed.rename_columns({"count_sum": "count"})
+    # Sums come as chunks of 32,768 rows that share their buffers: each would be pickled with all of them.
+    return summed.rename_columns({"count_sum": "count"}).combine_chunks()
 
 
 def vocabulary_table(counts: pa.Table, feature: Feature) -> pa.Table:
