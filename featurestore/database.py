@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,9 +123,14 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def _literal(path: str) -> str:
+    """Return ``path`` as a pattern that means it alone: DuckDB takes every path for one."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)
+
+
 def parquet(files: Sequence[AnyPath]) -> str:
     """Return the table function that reads ``files``, in the order given."""
-    listed = ", ".join(quoted(str(file.absolute())) for file in files)
+    listed = ", ".join(quoted(_literal(str(file.absolute()))) for file in files)
     return f"read_parquet([{listed}], hive_partitioning = false)"  # no columns from folders named a=b
 
 

@@ -26,7 +26,7 @@ from featurestore.errors import SpecError
 SCHEMES = ("s3", "gs")
 REQUESTS = 16
 """How many objects are asked for at a time, where many are."""
-_KEY = re.compile(r"[a-z0-9][a-z0-9._-]*/[^?]+", re.DOTALL)
+_KEY = re.compile(r"[a-z0-9][a-z0-9._-]*/[^?*\[]+", re.DOTALL)
 RETRY_SECONDS = 60
 """How long gs is asked again; by default a mere lack of credentials is told after a quarter of an hour."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -176,13 +176,6 @@ def as_path(text: str | AnyPath) -> AnyPath:
         raise SpecError(text, [f"expected {scheme}://BUCKET/FOLDER, the bucket of a-z, 0-9 and .-_"])
     key = posixpath.normpath(rest)
     return RemotePath(scheme, key)
-
-
-def check_no_pattern(store: AnyPath) -> None:
-    """Raise SpecError if a store's path holds what DuckDB, and it alone, would take for a pattern."""
-    if found := sorted(set(str(store.absolute())) & set("*?[")):
-        problem = f"DuckDB would read {' and '.join(found)} as a pattern: a store needs a path without"
-        raise SpecError(str(store), [problem])
 
 
 def arrow_file(path: AnyPath) -> pa.NativeFile:

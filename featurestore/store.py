@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from featurestore.database import Database, Parameters, define_views, identifier, parquet
 from featurestore.errors import ArtifactError, NotFound, did_you_mean
-from featurestore.paths import AnyPath, as_path, check_no_pattern
+from featurestore.paths import AnyPath, as_path
 from featurestore.snapshot import Snapshot, open_snapshot
 from featurestore.spec import SPLITS, FeatureSpec
 from featurestore.splits import Splits, clause
@@ -25,14 +25,12 @@ class FeatureStore:
     value, lookup)`` and ``xxh32(value, seed)``.
 
     Raises:
-        SpecError: the path cannot be one of a store.
         NotFound: no such store or snapshot.
         ArtifactError: the snapshot is damaged or of another format version.
     """
 
     def __init__(self, path: str | AnyPath, snapshot: str | None = None) -> None:
         self.path = as_path(path)
-        check_no_pattern(self.path)
         self.snapshot: Snapshot = open_snapshot(self.path, snapshot)
         self.spec: FeatureSpec = self.snapshot.manifest.load_spec()
         self.splits: Splits = self.snapshot.manifest.load_splits()

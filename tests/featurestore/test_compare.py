@@ -246,7 +246,7 @@ def test_no_parent_to_compare_with(grown, capsys):
 
     shutil.copytree(store / "snapshots" / parent, store / "kept")
     remove_snapshots(store, [parent])
-    assert f"no snapshot {parent!r}" in message()
+    assert f"{parent}, from which snapshot {child} grew, was removed: say which one" in message()
     shutil.rmtree(store / "snapshots" / parent)
     (store / "kept").rename(store / "snapshots" / parent)
     remove_snapshots(store, [child])

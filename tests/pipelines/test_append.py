@@ -244,8 +244,7 @@ def test_a_damaged_child_says_what_makes_it_again(tiny_source, ingest_folder, tm
         open_snapshot(store)
 
 
-@pytest.mark.parametrize("name", ["a*b", "a?b", "a[1]"])
-def test_a_store_whose_path_is_a_pattern_is_refused(tiny_source, ingest_folder, tmp_path, name):
-    with pytest.raises(SpecError, match="DuckDB would read"):
-        ingest_folder(tiny_source.folder, tmp_path / name)
-    assert not (tmp_path / name).exists()
+def test_a_store_that_duckdb_cannot_open_is_refused(tiny_source, ingest_folder, tmp_path):
+    with pytest.raises(SpecError, match="question mark"):
+        ingest_folder(tiny_source.folder, tmp_path / "a?b")
+    assert not (tmp_path / "a?b").exists()
