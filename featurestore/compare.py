@@ -13,12 +13,11 @@ from typing import Any, NoReturn
 
 from featurestore.database import Database, identifier, parquet
 from featurestore.errors import ArtifactError
-from featurestore.manifest import KINDS, Manifest, Shard
+from featurestore.manifest import KEYS, KINDS, Manifest, Shard
 from featurestore.paths import AnyPath
 from featurestore.snapshot import Snapshot
 from featurestore.spec import SPLITS, FeatureSpec
 
-KEYS = ("user_id", "movie_id")
 SHOWN = 5
 """Examples of each kind of change: those with the lowest keys, as text."""
 _MISSING = "(none)"

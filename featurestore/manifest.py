@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 ID_LENGTH = 12
 KINDS = ("examples", "vocabulary", "rejects")
 COUNTS = ("read", "examples", "rejects")
+KEYS = ("user_id", "movie_id")
+"""What tells an example from all others of its snapshot."""
 
 VOCABULARY_SCHEMA = pa.schema(
     [

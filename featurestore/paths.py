@@ -58,9 +58,6 @@ class RemotePath:
     def __truediv__(self, other: str) -> Self:
         return self._at(posixpath.normpath(posixpath.join(self.key, other)))
 
-    def __lt__(self, other: "RemotePath") -> bool:
-        return str(self) < str(other)
-
     @property
     def filesystem(self) -> fs.FileSystem:
         """The service that holds it, which is first spoken to here; OSError where it cannot be found."""

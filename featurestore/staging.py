@@ -47,7 +47,7 @@ class Staging:
                 prepare(open_snapshot(self.store, manifest.id))
             set_latest(self.store, manifest.id)
         except BaseException:
-            if placed:  # it was never the newest: what fails is not published
+            if placed and not is_latest(self.store, manifest.id):  # what fails is not published
                 (target / MANIFEST).unlink(missing_ok=True)
             raise
         return open_snapshot(self.store, manifest.id)
@@ -110,6 +110,14 @@ def _write_manifest(folder: AnyPath, manifest: Manifest) -> None:
 def set_latest(store: AnyPath, snapshot_id: str) -> None:
     """Make a snapshot the newest."""
     write_whole(store / "LATEST", f"{snapshot_id}\n".encode(), durable=True)
+
+
+def is_latest(store: AnyPath, snapshot_id: str) -> bool:
+    """Whether LATEST names a snapshot."""
+    try:
+        return (store / "LATEST").read_text(encoding="utf-8").strip() == snapshot_id
+    except OSError:
+        return False
 
 
 def _is_intact(folder: AnyPath) -> bool:

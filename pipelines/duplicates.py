@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from featurestore.database import NEWER, OLDER, REPEATED, SAME, superseded_rows
 from featurestore.digest import row_words
+from featurestore.manifest import KEYS
 from featurestore.paths import AnyPath, arrow_file, files_below, write_whole
 from pipelines.counters import StepCounters
-from pipelines.movielens import KEYS
 from pipelines.read import Records, reject_rows
 from pipelines.runner import available_cores
 from pipelines.shards import write_parquet

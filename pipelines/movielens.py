@@ -26,9 +26,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from featurestore.errors import SourceError, did_you_mean
+from featurestore.manifest import KEYS
 from featurestore.paths import AnyPath
 
-KEYS = ("user_id", "movie_id")
 RATING_COLUMNS = (*KEYS, "rating", "timestamp")
 LOWEST_RATING, HIGHEST_RATING = 0.5, 5.0
 FIRST_TIMESTAMP = 788_918_400  # 1995-01-01; MovieLens' first ratings are of that year

@@ -43,6 +43,7 @@ def contenders(source, rows, scratch):
     loop = [*plain, "loop", str(source), str(scratch / "loop.parquet"), "--rows", str(loop_rows)]
     return {
         "slotstore ingest": (ours, rows),
+        "the same, shuffled": ([*ours, "--join", "shuffle"], rows),
         "polars script": ([*plain, "polars", str(source), str(scratch / "polars.parquet")], rows),
         "pyarrow script": ([*plain, "pyarrow", str(source), str(scratch / "pyarrow")], rows),
         "row-by-row loop": (loop, loop_rows),

@@ -1,4 +1,4 @@
-"""Benchmark (d): ingestion of more and more rows: the time must grow with them, the memory must not.
+"""Benchmark (d): the seconds and the memory of generating and ingesting more and more rows.
 
     python tests/benchmarks/scale.py [--rows 1m --rows 10m ...]
 

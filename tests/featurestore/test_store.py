@@ -349,7 +349,7 @@ def test_rejects_are_kept(store, publish, make_table):
 @pytest.mark.parametrize("name", ["it's", 'a "b"', "a[1]", "star*", "key=value", "ünï cödé", "a;b--c"])
 def test_folders_with_odd_names(tmp_path, publish, make_table, name):
     for other in ("a1", "starry"):  # a[1] and star* as patterns would mean these too
-        publish(tmp_path / other / "store", make_table(50, seed=1))
+        publish(tmp_path / other / "store", make_table(50))
     publish(tmp_path / name / "store", make_table(50))
     write_catalog(tmp_path / name / "store", open_snapshot(tmp_path / name / "store"))
     with FeatureStore(tmp_path / name / "store") as opened:

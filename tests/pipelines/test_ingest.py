@@ -443,6 +443,7 @@ def test_without_a_catalog_the_last_snapshot_stays_the_newest(tiny_source, inges
     with pytest.raises(ArtifactError, match=r"nothing was published.*catalog\.duckdb"):
         ingest_folder(tiny_source.folder, store, max_reject_ratio=1.0)
     assert open_snapshot(store) == before
+    assert list_snapshots(store) == [before]
     shutil.rmtree(store / "catalog.duckdb")
     assert ingest_folder(tiny_source.folder, store, max_reject_ratio=1.0).snapshot == open_snapshot(store)
     assert open_snapshot(store) != before
