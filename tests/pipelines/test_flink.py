@@ -278,3 +278,21 @@ def test_without_a_cluster_it_is_said_before_anything_is_touched(tiny_source, tm
 )  # fmt: skip
 def test_the_reason_is_the_line_that_says_most(trace, line):
     assert reason(trace) == line
+
+
+@pytest.mark.flink
+def test_an_append_makes_the_same_child(cluster, synthetic_source, ingest_folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    lines = (synthetic_source / "ratings.dat").read_text().splitlines(keepends=True)
+    user, movie, rating, timestamp = lines[0].split("::")
+    later = f"{user}::{movie}::{rating}::{int(timestamp) + 1}\n"
+    for folder, part in ((first, lines[:15_000]), (second, [*lines[15_000:], later])):
+        shutil.copytree(synthetic_source, folder)
+        (folder / "ratings.dat").write_text("".join(part))
+    ingest_folder(first, tmp_path / "here", shard_bytes=100_000)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    for store, flags in (("here", []), ("there", cluster)):
+        done = ingest(second, tmp_path / store, ["--append", *flags])
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["replaced"] == 1
+    assert_same(tmp_path / "here", tmp_path / "there")
