@@ -1,11 +1,19 @@
 """Stores in the shapes that training must handle, and one tracked run, shared by the tests that read them."""
 
+import multiprocessing
+import os
+import pickle
+import socket
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 
 from featurestore.store import FeatureStore
 from training.job import train
 from training.train import TrainConfig
+from training.world import join_world
 
 # Steps this small gain nothing from threads, and where the cores are busy threads wait for each other.
 torch.set_num_threads(1)
@@ -66,3 +74,56 @@ def trained(tiny_store, tmp_path_factory):
     """The result of one short training."""
     folder = tmp_path_factory.mktemp("trained")
     return train(TrainConfig(tiny_store, epochs=2, tracking=False, checkpoint_dir=folder))
+
+
+def _enter_world(rank, size, port, function, args, path):
+    """Be one rank: leave in a file what a function of the world returns, or the exception it raises."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+    )
+    try:
+        with (
+            warnings.catch_warnings(action="error"),
+            join_world(torch.device("cpu"), timeout=20) as (world, _),
+        ):
+            result = function(world, *args)
+    except Exception as error:
+        result = error
+    path.write_bytes(pickle.dumps(result))
+
+
+@pytest.fixture
+def run_world(tmp_path, monkeypatch):
+    """A function that calls ``function(world, *args)`` in processes of one world; returns what each returned.
+
+    A function of a test module. For a process that was killed it returns None. The processes are forked from
+    a server that has imported torch once.
+    """
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where they find the test's module
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.optimizers", "tests.training.conftest"])
+
+    def run(size, function, *args, errors=False):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        paths = [tmp_path / f"rank-{rank}" for rank in range(size)]
+        processes = [
+            context.Process(target=_enter_world, args=(rank, size, port, function, args, path))
+            for rank, path in enumerate(paths)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert all(process.exitcode is not None for process in processes), "a rank hangs"
+        results = [pickle.loads(path.read_bytes()) if path.exists() else None for path in paths]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for result in results:
+            if isinstance(result, Exception) and not errors:
+                raise result
+        return results
+
+    return run
