@@ -88,7 +88,7 @@ def _enter_world(rank, size, port, function, args, path):
             join_world(torch.device("cpu"), timeout=20) as (world, _),
         ):
             result = function(world, *args)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the test has it
         result = error
     path.write_bytes(pickle.dumps(result))
 
@@ -102,7 +102,8 @@ def run_world(tmp_path, monkeypatch):
     """
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where they find the test's module
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.optimizers", "tests.training.conftest"])
+    preload = ["training.optimizers", "tests.training.conftest", "torch._dynamo"]  # which optimizers import
+    context.set_forkserver_preload(preload)
 
     def run(size, function, *args, errors=False):
         with socket.socket() as free:
