@@ -108,8 +108,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = 
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint, its tensors onto ``device``.
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Checkpoint:
+    """Read a checkpoint, its tensors onto ``device``; with ``mmap`` they stay in the file until used.
 
     Raises:
         NotFound: there is no such file.
@@ -118,7 +118,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """
     try:
         _check_bytes(path)
-        fields = torch.load(path, map_location=device, weights_only=True)
+        fields = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         version = fields["format_version"]
         if version == FORMAT_VERSION:
             return Checkpoint(**fields)

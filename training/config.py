@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 PLACES = ("store", "snapshot", "resume", "checkpoint_dir")
 """Settings that a resumed training does not take over: where things are."""
 KEPT = ("model", "seed", "window_rows", "optimizer")
-"""Settings that a resumed training cannot change: its weights, its order and its optimizer's state are of them."""
+"""Settings that a resumed training keeps: its weights, its order and its optimizer's state depend on them."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in known:
                 yield f"{flag(name)}: unknown {name} {value!r}{did_you_mean(value, known)}"
+        if self.step == "graph" and self.optimizer != "adam":
+            yield "--step graph is for --optimizer adam: a batch's rows differ, and with them what is recorded"
         if self.optimizer == "adam" and self.table_learning_rate is not None:
             yield "--table-lr is for --optimizer rowwise_adagrad: adam has one rate, --lr"
 
@@ -114,9 +116,8 @@ class TrainConfig:
                 "--device auto takes one where there is one"
             )
         elif ":" in self.device and (number := int(self.device.split(":")[1])) >= torch.cuda.device_count():
-            yield (
-                f"--device cuda:{number}: this torch sees {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
-            )
+            seen = torch.cuda.device_count()
+            yield f"--device cuda:{number}: this torch sees {seen} CUDA devices, from cuda:0 on"
 
     @property
     def folder(self) -> Path:
@@ -136,25 +137,18 @@ class TrainConfig:
         return {name: str(value) if isinstance(value, paths) else value for name, value in fields.items()}
 
     def resumed(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> "TrainConfig":
-        """Return the settings of a run that is resumed: those it had, but for what is ``given`` now.
-
-        Raises:
-            SpecError: something is given that a run keeps from its start.
-        """
+        """Return the settings of a run that is resumed: those it had, but for what is ``given`` now."""
         names = {field.name for field in dataclasses.fields(self)} - set(PLACES)
+        names = names - set(given)
         return dataclasses.replace(
             self, **{name: saved[name] for name in names - set(given) if name in saved}
         )
 
-    def check_kept(self, saved: Mapping[str, Any], what: str) -> None:
-        """Raise SpecError where a setting differs from the run's that cannot be changed on the way."""
-        problems = [
-            f"{flag(name)} is {saved[name]} in {what}, which a resumed training keeps, got {getattr(self, name)}"
-            for name in KEPT
-            if saved[name] != getattr(self, name)
-        ]
-        if problems:
-            raise SpecError("train", problems)
+    def kept_problems(self, saved: Mapping[str, Any], what: str) -> Iterator[str]:
+        """Yield each setting that differs from the run's and cannot be changed on the way."""
+        for name in KEPT:
+            if saved[name] != getattr(self, name):
+                yield f"{flag(name)} is {saved[name]} in {what}, and stays: got {getattr(self, name)}"
 
 
 _FLAGS = {"learning_rate": "--lr", "table_learning_rate": "--table-lr"}

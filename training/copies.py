@@ -78,7 +78,7 @@ class PackedCopy:
         return block
 
     def _fill(self, part: Rows, first: int) -> None:
-        buffer = memoryview(part.reshape(-1).view(np.uint8))
+        buffer = part.reshape(-1).view(np.uint8).data
         place = self.offset + first * self.words * 4
         while buffer:
             read = os.preadv(self.descriptor, [buffer], place)

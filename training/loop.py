@@ -156,12 +156,17 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Trainer:
     """A model with what trains it. Parameters and optimizer state are the only things that change.
 
     step: trains on a batch.
     sum_over_ranks: adds up a tensor over the processes that train together.
+    end_epoch: is called after the last step of an epoch.
     """
 
     model: nn.Module
@@ -169,6 +174,7 @@ class Trainer:
     objective: Objective
     callbacks: Sequence[Callback] = ()
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = _itself
+    end_epoch: Callable[[], None] = _nothing
 
 
 def fit(
@@ -244,6 +250,7 @@ def train_epoch(trainer: Trainer, source: Source, state: TrainState, keeper: Kee
     if not state.rows:
         raise TrainingError("there are no rows to train on")
     look(trainer, state)
+    trainer.end_epoch()
     state.seconds = time.perf_counter() - started
 
 

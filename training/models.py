@@ -1,7 +1,7 @@
 """Networks over the shared table: slots (B, L) -> one number an example (B,)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -9,6 +9,8 @@ from torch import nn
 from featurestore.errors import did_you_mean
 from featurestore.spec import FeatureSpec
 from training.embeddings import UnifiedEmbedding
+
+Table = Callable[[int, int, float], nn.Module]
 
 
 class ArticleMLP(nn.Module):
@@ -28,7 +30,7 @@ class ArticleMLP(nn.Module):
         bias: the output's bias at first: the score where nothing else is known.
         hidden: width of the hidden layer.
         std: standard deviation of the table's initial weights.
-        sparse: give the table a sparse gradient, see `UnifiedEmbedding`.
+        table: makes the table from its rows, its dim and ``std``: `UnifiedEmbedding`, or what does the same.
     """
 
     def __init__(
@@ -38,10 +40,10 @@ class ArticleMLP(nn.Module):
         hidden: int = 64,
         std: float = 0.01,
         *,
-        sparse: bool = False,
+        table: Table = UnifiedEmbedding,
     ) -> None:
         super().__init__()
-        self.embedding = UnifiedEmbedding(spec.table.num_slots, spec.table.dim, std, sparse=sparse)
+        self.embedding = table(spec.table.num_slots, spec.table.dim, std)
         output = _output(hidden, bias)
         self.layers = nn.Sequential(nn.Linear(_width(spec), hidden), nn.ReLU(), output)
 
@@ -87,7 +89,7 @@ class DCNv2(nn.Module):
         cross: number of cross layers, each with a weight of (L * D, L * D).
         deep: widths of the deep layers.
         std: standard deviation of the table's initial weights.
-        sparse: give the table a sparse gradient, see `UnifiedEmbedding`.
+        table: makes the table from its rows, its dim and ``std``: `UnifiedEmbedding`, or what does the same.
     """
 
     def __init__(
@@ -98,10 +100,10 @@ class DCNv2(nn.Module):
         deep: Sequence[int] = (192,),
         std: float = 0.01,
         *,
-        sparse: bool = False,
+        table: Table = UnifiedEmbedding,
     ) -> None:
         super().__init__()
-        self.embedding = UnifiedEmbedding(spec.table.num_slots, spec.table.dim, std, sparse=sparse)
+        self.embedding = table(spec.table.num_slots, spec.table.dim, std)
         self.cross = nn.ModuleList(CrossLayer(_width(spec)) for _ in range(cross))
         widths = [_width(spec), *deep]
         hidden = [(nn.Linear(one, next_), nn.ReLU()) for one, next_ in itertools.pairwise(widths)]
@@ -133,7 +135,7 @@ MODELS: dict[str, type[ArticleMLP] | type[DCNv2]] = {"article": ArticleMLP, "dcn
 
 
 def build_model(
-    name: str, spec: FeatureSpec, bias: float = 0.0, *, sparse: bool = False
+    name: str, spec: FeatureSpec, bias: float = 0.0, *, table: Table = UnifiedEmbedding
 ) -> ArticleMLP | DCNv2:
     """Build a network with its default sizes.
 
@@ -141,11 +143,11 @@ def build_model(
         name: one of `MODELS`.
         spec: says the table's rows, its dim and the number of lookups.
         bias: the score where nothing else is known.
-        sparse: give the table a sparse gradient, see `UnifiedEmbedding`.
+        table: makes the table from its rows, its dim and the deviation of its initial weights.
 
     Raises:
         ValueError: there is no network of that name.
     """
     if name not in MODELS:
         raise ValueError(f"no model {name!r}{did_you_mean(name, MODELS)}")
-    return MODELS[name](spec, bias, sparse=sparse)
+    return MODELS[name](spec, bias, table=table)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from training.sharded import ShardedEmbedding, full_state, own_state
 from training.world import World, is_sharded
 
-KINDS = ("adam", "rowwise_adagrad")
+OPTIMIZERS = ("adam", "rowwise_adagrad")
 TABLE_LR = 0.05
 """The table's learning rate under row-wise Adagrad, where none is given."""
 
@@ -285,8 +285,8 @@ def build_optimizer(
     Raises:
         ValueError: an unknown kind, or one that does not go with the rest.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown optimizer {kind!r}, expected {', '.join(KINDS)}")
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {kind!r}, expected {', '.join(OPTIMIZERS)}")
     table = model.get_parameter("embedding.weight")
     rowwise = None
     if kind == "rowwise_adagrad":

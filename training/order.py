@@ -29,7 +29,8 @@ _BUCKET_BLOCK = 1 << 16
 
 def permutation(rows: int, *seeds: int) -> Order:
     """Return a permutation of ``range(rows)``, int64 (rows,), drawn from ``seeds``."""
-    return _generator(*seeds).permutation(rows)
+    order: Order = _generator(*seeds).permutation(rows)
+    return order
 
 
 def _generator(*seeds: int) -> np.random.Generator:
@@ -68,7 +69,8 @@ class Window:
         if short:
             last = int(self.chunks.argmax()) + 1
             flat = np.delete(flat, np.s_[last * self.chunk_rows - short : last * self.chunk_rows])
-        return flat.take(order)
+        positions: Order = flat.take(order)
+        return positions
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ L + 1 cache misses a row; and a table of at most 65,536 slots costs half the mem
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,7 @@ class RowFormat:
             label = label >= self.threshold
         rows[:, -1] = label.astype(np.float32, copy=False).view(np.int32)
 
-    def _refuse(self, index: int, column: npt.NDArray[np.int32]) -> None:
+    def _refuse(self, index: int, column: npt.NDArray[Any]) -> None:
         wrong = column[(column < 0) | (column >= self.num_slots)]
         raise SlotRangeError(self.columns[index], int(wrong[0]), self.num_slots)
 

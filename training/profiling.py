@@ -1,6 +1,8 @@
 """Where the time of a training goes: shares of its phases, and a trace of some steps."""
 
 import contextlib
+import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,10 @@ class ProfileResult:
     trace: Path | None
     copy_share: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**dataclasses.asdict(self), "trace": self.trace and str(self.trace)}
+
     def __str__(self) -> str:
         shares = "  ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
         copy = "" if self.copy_share is None else f"; copies to the device {self.copy_share:.1%} of the trace"
@@ -56,6 +62,7 @@ class Profile:
     """
 
     def __init__(self, device: torch.device, folder: Path) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's tracer talks to the terminal otherwise
         self._device, self._path = device, folder / TRACE
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps, self._traced = 0, False
@@ -64,6 +71,7 @@ class Profile:
             activities=activities, schedule=_schedule, on_trace_ready=self._export, acc_events=True
         )
         self._copy_share: float | None = None
+        self._total = 0.0
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Profile"]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from featurestore.output import table_text
 from training.loop import EpochResult
+from training.world import launched_rank
 
 REDRAW_SECONDS = 0.25
 """Time between looks at the loss, each of which waits for the device."""
@@ -31,7 +32,7 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or launched_rank() > 0,
         )
         self._task = self._bar.add_task("reading", total=None, facts="")
         self._started, self._drawn = 0.0, 0.0

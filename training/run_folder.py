@@ -61,9 +61,14 @@ class RunFolder:
             return checkpoint
 
 
+def at(epoch: int, rows: int) -> str:
+    """Return how far a training has come, for a person."""
+    return f"epoch {epoch}, {rows:,} rows into it"
+
+
 def describe(checkpoint: Checkpoint) -> str:
     """Return where a checkpoint stands, for a person."""
-    return f"epoch {checkpoint.epoch + 1}, {checkpoint.rows:,} rows into it"
+    return at(checkpoint.epoch + 1, checkpoint.rows)
 
 
 def new_run(checkpoints: Path, name: str | None) -> RunFolder:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,6 +24,20 @@ WARM_UP_STEPS = 3
 Hook = Callable[[nn.Module], None]
 
 
+class Optimizer(Protocol):
+    """What a step needs of `torch.optim.Optimizer` or of `training.optimizers.Optimizers`."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters with their settings."""
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+
+    def step(self) -> object:
+        """Update all parameters."""
+
+
 class EagerStep:
     """A step as PyTorch runs it, one operator after the other.
 
@@ -35,6 +50,7 @@ class EagerStep:
             and update are float32 always.
         clip: limits the gradients, which are sparse where the model's table is.
         reduce: sums the gradients over the processes, before they are clipped.
+        before: is called with a batch's slots before they are looked up.
 
     Raises:
         ValueError: the precision is unknown.
@@ -43,17 +59,18 @@ class EagerStep:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         objective: Objective,
         *,
         precision: str = "fp32",
         clip: Hook | None = None,
         reduce: Hook | None = None,
+        before: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"no precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
         self.model, self.optimizer, self.objective = model, optimizer, objective
-        self.precision, self.clip, self.reduce = precision, clip, reduce
+        self.precision, self.clip, self.reduce, self.before = precision, clip, reduce, before
 
     def __call__(self, slots: torch.Tensor, labels: torch.Tensor, global_rows: int) -> torch.Tensor:
         """Train on one batch.
@@ -68,6 +85,8 @@ class EagerStep:
             gradients, sum to the mean loss and its gradient.
         """
         self.optimizer.zero_grad()
+        if self.before is not None:
+            self.before(slots)
         return self._advance(slots, labels, global_rows)
 
     def _advance(self, slots: torch.Tensor, labels: torch.Tensor, global_rows: int) -> torch.Tensor:
@@ -134,7 +153,7 @@ class CompiledStep(EagerStep):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         objective: Objective,
         *,
         batch_rows: int,
@@ -187,7 +206,7 @@ class GraphedStep(EagerStep):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         objective: Objective,
         *,
         batch_rows: int,
@@ -235,7 +254,7 @@ class GraphedStep(EagerStep):
         return graph
 
 
-def _check_capturable(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _check_capturable(model: nn.Module, optimizer: Optimizer) -> None:
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cuda"}:
         raise TrainingError(f"a CUDA graph needs a model on a CUDA device, not {devices}: --step eager")
@@ -251,13 +270,14 @@ STEPS = ("auto", "eager", "compile", "graph")
 def make_step(
     kind: str,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     objective: Objective,
     *,
     batch_rows: int,
     precision: str = "fp32",
     clip: Hook | None = None,
     reduce: Hook | None = None,
+    before: Callable[[torch.Tensor], None] | None = None,
 ) -> EagerStep:
     """Make a step by name.
 
@@ -271,13 +291,16 @@ def make_step(
         precision: see `EagerStep`.
         clip: see `EagerStep`.
         reduce: see `EagerStep`.
+        before: see `EagerStep`; only for ``eager``.
 
     Raises:
         ValueError: the kind or the precision is unknown.
         TrainingError: that kind of step cannot be taken here.
     """
     if kind in ("auto", "eager"):
-        return EagerStep(model, optimizer, objective, precision=precision, clip=clip, reduce=reduce)
+        return EagerStep(
+            model, optimizer, objective, precision=precision, clip=clip, reduce=reduce, before=before
+        )
     if kind == "compile":
         return CompiledStep(
             model,

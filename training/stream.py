@@ -135,7 +135,7 @@ class SplitStream:
         if index is None and self.share.size > 1:
             index = np.arange(len(rows))
         if index is None:
-            yield from rows.split(PART_ROWS)
+            yield from rows.split(PART_ROWS)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             return
         mine = self.share.of(index, first, self.batch_size, self.rows)
         for begin in range(0, len(mine), PART_ROWS):

@@ -27,6 +27,7 @@ from training.config import TrainConfig
 from training.loop import EpochResult
 from training.metrics import Scores
 from training.predictor import Predictor
+from training.profiling import ProfileResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,10 +198,20 @@ class Tracker:
         _tag_undefined("validation", result.validation)
 
     def finish(
-        self, epochs: Sequence[EpochResult], test: Scores | None, checkpoint: Path, example: Mapping[str, str]
+        self,
+        epochs: Sequence[EpochResult],
+        test: Scores | None,
+        checkpoint: Path,
+        example: Mapping[str, str],
+        profile: ProfileResult | None,
     ) -> None:
-        """Record the result: test metrics, the learning curve, the checkpoint and the model."""
+        """Record the result: test metrics, the learning curve, the checkpoint, the model, where the time went."""
         import mlflow
+
+        if profile:
+            mlflow.log_metrics({f"profile_{name}": share for name, share in profile.shares.items()})
+            if profile.trace:
+                mlflow.log_artifact(str(profile.trace), "profile")
 
         mlflow.log_metrics(_named("test", test))
         _tag_undefined("test", test)

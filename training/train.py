@@ -12,10 +12,11 @@ from click.core import ParameterSource
 from featurestore.options import store_option
 from training.config import TrainConfig, flag
 from training.feed import CHOICES
-from training.job import TrainResult, load_resumed_config, train
+from training.job import TrainResult, train
 from training.models import MODELS
 from training.optimizers import OPTIMIZERS
 from training.progress import Progress, epoch_table
+from training.resuming import load_resumed_config
 from training.step import PRECISIONS, STEPS
 from training.tracking import next_command
 
@@ -30,6 +31,7 @@ Examples:
   slotstore train --store store --snapshot 4761317f9857 --device cuda --no-tracking
   slotstore train --store store --resume latest               # a killed run, as if it had not been
   slotstore train --store store --resume 20260101-120000-1a2b --epochs 20
+  torchrun --nproc-per-node 4 -m training.train --store store --shard-table
   MLFLOW_TRACKING_URI=http://localhost:5000 slotstore train --store store
 
 The best epoch is the one with the lowest validation RMSE, or log loss where the label is binary."""
@@ -70,6 +72,9 @@ def _option(field: str, kind: Any, text: str) -> Callable[[_Function], _Function
     "optimizer", click.Choice(OPTIMIZERS), "rowwise_adagrad: a step costs the same however large the table."
 )
 @_option("table_learning_rate", float, "Learning rate of rowwise_adagrad's table.")
+@click.option(
+    "--shard-table", is_flag=True, help="With torchrun: each rank holds a part of the table's rows, not all."
+)
 @_option("patience", int, "Epochs in a row without a better one that end the training.")
 @_option("seed", int, "Of the initial weights and the shuffles.")
 @_option("feed", click.Choice(CHOICES), "Where the slots wait: auto takes the fastest place that they fit.")
@@ -99,7 +104,8 @@ def command(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401  # the fi
         config = load_resumed_config(config, _given())
     with Progress(config.epochs) as progress:
         result = train(config, [progress])
-    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else summary(result, config))
+    if result.rank == 0:
+        click.echo(json.dumps(result.to_dict(), indent=1) if as_json else summary(result, config))
 
 
 def _given() -> dict[str, Any]:
@@ -122,6 +128,8 @@ def summary(result: TrainResult, config: TrainConfig) -> str:
         f"test        {result.test or 'the test split is empty'}",
         f"speed       {result.rows_per_second:,.0f} rows/s on {result.device}, feed {result.feed.split(':')[0]}",
         f"checkpoint  {result.checkpoint}",
+        *([f"time        {result.profile}"] if result.profile else []),
+        *([f"trace       {result.profile.trace}"] if result.profile and result.profile.trace else []),
         *([f"tracked     run {result.tracked.run_id}"] if result.tracked else []),
         "",
         "Try next:",

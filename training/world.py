@@ -15,8 +15,9 @@ from torch import nn
 
 from featurestore.errors import TrainingError
 
-TIMEOUT_SECONDS = 60.0
-"""How long a rank waits for the others. A dead one is noticed at once, a stuck one after this time."""
+TIMEOUT_SECONDS = 600.0
+"""How long a rank waits for the others. A dead one is noticed at once, a stuck one after this time. One that
+writes the checkpoint of a large table takes its time."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,23 @@ class World:
         if self.size > 1:
             with self._together():
                 dist.broadcast(tensor, 0)
+
+    def share_text(self, text: str) -> str:
+        """Return rank 0's text on every rank."""
+        if self.size == 1:
+            return text
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(_device())
+        length = self.counts(len(data))[0]
+        shared = data if self.rank == 0 else data.new_empty(length)
+        self.broadcast(shared)
+        return bytes(shared.tolist()).decode()
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Return which flags are set on any rank."""
+        if self.size == 1:
+            return list(flags)
+        given = torch.tensor(flags, dtype=torch.int32, device=_device())
+        return [bool(count) for count in self.sum_over_ranks(given).tolist()]
 
     def gather_rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the rows of all ranks, rank 0's first, on every rank: (n_rank, ...) -> (sum of n, ...).
@@ -164,6 +182,11 @@ def join_world(
         yield world, device
     finally:
         dist.destroy_process_group()
+
+
+def launched_rank() -> int:
+    """Return which rank torchrun started this process as, 0 where it did not."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _device() -> torch.device:

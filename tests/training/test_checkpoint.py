@@ -6,7 +6,12 @@ import torch
 from featurestore.errors import ArtifactError, FingerprintError, NotFound, VersionError
 from featurestore.spec import load_spec
 from training.checkpoint import (
-    FORMAT_VERSION, Checkpoint, load_checkpoint, random_states, restore_random_states, save_checkpoint,
+    FORMAT_VERSION,
+    Checkpoint,
+    load_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
 )  # fmt: skip
 
 

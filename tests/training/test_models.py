@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -122,7 +124,9 @@ def test_dcns_default_is_one_cross_layer_and_one_deep_layer_of_192():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_built_by_name(name):
-    model = build_model(name, load_spec("article"), bias=2.5, sparse=True)
+    model = build_model(
+        name, load_spec("article"), bias=2.5, table=functools.partial(UnifiedEmbedding, sparse=True)
+    )
     assert type(model) is MODELS[name]
     assert isinstance(model.embedding, UnifiedEmbedding)
     assert model.layers[-1].bias.tolist() == [2.5]

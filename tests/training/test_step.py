@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from torch import nn
 
 from featurestore.errors import TrainingError
 from featurestore.spec import load_spec
+from training.embeddings import UnifiedEmbedding
 from training.models import MODELS, ArticleMLP, build_model
 from training.objective import BINARY, RATING
 from training.step import CompiledStep, EagerStep, GraphedStep, make_step
@@ -21,7 +23,9 @@ def batch(seed=0, rows=ROWS):
 
 def fresh(name="article", *, sparse=False, device="cpu"):
     torch.manual_seed(0)
-    return build_model(name, load_spec("article"), bias=0.5, sparse=sparse).to(device)
+    return build_model(
+        name, load_spec("article"), bias=0.5, table=functools.partial(UnifiedEmbedding, sparse=sparse)
+    ).to(device)
 
 
 def adam(model, **options):
