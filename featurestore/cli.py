@@ -21,6 +21,7 @@ COMMANDS = {
     "features": ("featurestore.query_command:features", "Show the features of a snapshot."),
     "splits": ("featurestore.query_command:splits", "Show the splits of a snapshot."),
     "snapshots": ("featurestore.snapshots_command:snapshots", "List, verify, compare and remove snapshots."),
+    "cache": ("featurestore.cache_command:command", "Show or remove the copies that trainings have made."),
     "train": ("training.train:command", "Train a model on a snapshot."),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }

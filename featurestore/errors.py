@@ -11,7 +11,8 @@
     |-- StoreBusy              another ingestion holds the store                  exit status 5
     |-- QueryError             the SQL engine refused a statement                 exit status 6
     |-- TrainingError          training cannot start or go on                     exit status 7
-    `-- RunnerError            the cluster an ingestion ran on failed             exit status 8
+    |-- RunnerError            the cluster an ingestion ran on failed             exit status 8
+    `-- Interrupted            stopped when asked to; what was done is kept       exit status 130
 
 A message says where, what it got, what it expected and what to do. Low layers
 raise ``ValueError``; the boundary that knows the place raises one of these
@@ -96,6 +97,12 @@ class RunnerError(SlotstoreError):
     """The cluster an ingestion should run on is not there, was lost, or failed; nothing was published."""
 
     exit_code = 8
+
+
+class Interrupted(SlotstoreError):
+    """The work was asked to stop, by Ctrl-C or a signal, and can be gone on with."""
+
+    exit_code = 130
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.cache import clear_cache
 from featurestore.database import write_catalog
 from featurestore.errors import ArtifactError, NotFound, StoreBusy
 from featurestore.manifest import KINDS
@@ -103,6 +104,7 @@ def _carry_out(store: AnyPath, removal: Removal) -> None:
         _forget_newest(store)
     for name in removal.ids:
         _remove_manifest(store / "snapshots" / name)  # from here on it does not exist
+    clear_cache(store, list(removal.ids))
     used = _all_used(list_snapshots(store))  # again: an append to an object store may have ended
     _remove_files(store, [name for name in removal.freed if name not in used])
 

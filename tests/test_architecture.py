@@ -15,7 +15,7 @@ LONGEST_FUNCTION = 50
 LAYERS = [
     {"errors", "hashing"},
     {"paths"},
-    {"section"},
+    {"cache", "section"},
     {"spec"},
     {"encode", "splits", "layouts"},
     {"digest"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"output", "__init__"},
     {"options"},
     {"cli"},
-    {"query_command", "run_command", "snapshots_command"},
+    {"cache_command", "query_command", "run_command", "snapshots_command"},
 ]
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from featurestore.errors import ArtifactError, FingerprintError, NotFound, VersionError
+from featurestore.paths import sync
 from featurestore.snapshot import Snapshot
 from featurestore.spec import FeatureSpec, parse_spec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What reading a damaged or foreign file raises.
 _ZIP_DAMAGE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile)
 _PICKLE_DAMAGE = (pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError)
@@ -26,17 +27,29 @@ _PICKLE_DAMAGE = (pickle.UnpicklingError, LookupError, TypeError, ValueError, At
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model after an epoch. Plain values and tensors only, so that loading runs no code."""
+    """A model at some step. Plain values and tensors only, so that loading runs no code."""
 
     model: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Any]
-    epoch: int  # the last one trained, from 1
-    score: float  # what it reached, lower being better
+    state: Mapping[str, Any]  # of `training.loop.TrainState`: epoch, rows of it, epochs before
+    random: Mapping[str, Any]  # states of torch's generators, by device
     config: Mapping[str, Any]
     spec: Mapping[str, Any]  # canonical form
     fingerprint: str
     snapshot: str  # id
+    tracked: Mapping[str, str] | None  # the MLflow run it belongs to
     format_version: int = FORMAT_VERSION
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that was ended, 0 if none was."""
+        history = self.state["history"]
+        return int(history[-1]["epoch"]) if history else 0
+
+    @property
+    def rows(self) -> int:
+        """Rows trained on of the epoch after it."""
+        return int(self.state["rows"])
 
     def load_spec(self) -> FeatureSpec:
         """Return the spec of the model's slots."""
@@ -54,8 +67,26 @@ class Checkpoint:
             )
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def random_states() -> dict[str, Any]:
+    """Return the states of torch's generators, to be restored by `restore_random_states`."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Set torch's generators; those of devices that are not here are left out."""
+    torch.set_rng_state(states["cpu"].cpu())
+    for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
+        torch.cuda.set_rng_state(state.cpu(), device)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write a checkpoint; a reader, or a crash, sees the old file or the new, never a part.
+
+    Args:
+        path: the file to write.
+        checkpoint: what to write.
+        previous: what the old file is called from then on; it is replaced by default.
 
     Raises:
         ArtifactError: the file cannot be written.
@@ -67,7 +98,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             torch.save(vars(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise ArtifactError(f"cannot write the checkpoint {path}: {error}") from error
     finally:

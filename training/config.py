@@ -3,18 +3,29 @@
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from featurestore.errors import SpecError
+from featurestore.errors import SpecError, did_you_mean
 from featurestore.paths import AnyPath, RemotePath
-from training.stream import BUFFER_ROWS
+from training.feed import CHOICES
+from training.models import MODELS
+from training.optimizers import OPTIMIZERS
+from training.order import WINDOW_ROWS
+from training.step import PRECISIONS, STEPS
 
 DEVICES = ("auto", "cpu", "cuda")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+PLACES = ("store", "snapshot", "resume", "checkpoint_dir")
+"""Settings that a resumed training does not take over: where things are."""
+KEPT = ("model", "seed", "window_rows", "optimizer")
+"""Settings that a resumed training cannot change: its weights, its order and its optimizer's state are of them."""
 
 
 @dataclass(frozen=True)
@@ -27,48 +38,84 @@ class TrainConfig:
 
     store: AnyPath
     snapshot: str = "latest"
+    model: str = "article"
     device: str = "auto"
     epochs: int = 5
     batch_size: int = 1024
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
+    clip_norm: float | None = None
+    optimizer: str = "adam"
+    table_learning_rate: float | None = None
+    shard_table: bool = False
     patience: int = 2
     seed: int = 0
-    buffer_rows: int = BUFFER_ROWS
+    feed: str = "auto"
+    window_rows: int = WINDOW_ROWS
+    step: str = "auto"
+    precision: str = "fp32"
     threads: int | None = None
+    checkpoint_seconds: float = 60.0
+    profile: bool = False
     tracking: bool = True
     experiment: str | None = None
     run_name: str | None = None
     checkpoint_dir: Path | None = None
-    resume: Path | None = None
+    resume: str | None = None
 
     def __post_init__(self) -> None:
-        problems = [*self._number_problems(), *self._place_problems()]
+        problems = [*self._number_problems(), *self._choice_problems(), *self._place_problems()]
         if problems:
             raise SpecError("train", problems)
 
     def _number_problems(self) -> Iterator[str]:
-        lowest = {"epochs": 1, "batch_size": 1, "patience": 1, "seed": 0, "buffer_rows": 1, "threads": 1}
+        lowest = {"epochs": 1, "batch_size": 1, "patience": 1, "seed": 0, "window_rows": 1, "threads": 1}
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                yield f"--{name.replace('_', '-')} must be at least {low}, got {value}"
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            yield f"--lr must be a number above 0, got {self.learning_rate}"
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            yield f"--weight-decay must be a number of at least 0, got {self.weight_decay}"
+                yield f"{flag(name)} must be at least {low}, got {value}"
+        for name in ("learning_rate", "table_learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                yield f"{flag(name)} must be a number above 0, got {value}"
+        for name in ("weight_decay", "checkpoint_seconds"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                yield f"{flag(name)} must be a number of at least 0, got {value}"
+
+    def _choice_problems(self) -> Iterator[str]:
+        choices = {
+            "model": tuple(MODELS), "optimizer": OPTIMIZERS, "feed": CHOICES, "step": STEPS,
+            "precision": PRECISIONS,
+        }  # fmt: skip
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                yield f"{flag(name)}: unknown {name} {value!r}{did_you_mean(value, known)}"
+        if self.optimizer == "adam" and self.table_learning_rate is not None:
+            yield "--table-lr is for --optimizer rowwise_adagrad: adam has one rate, --lr"
 
     def _place_problems(self) -> Iterator[str]:
-        if self.device not in DEVICES:
-            yield f"--device: unknown device {self.device!r}, expected {', '.join(DEVICES)}"
-        if self.device == "cuda" and not torch.cuda.is_available():
-            yield "--device cuda: this torch sees no CUDA device; --device auto takes one where there is one"
+        yield from self._device_problems()
         if self.run_name is not None and (not self.run_name.strip() or {"/", "\\"} & set(self.run_name)):
             yield f"--run-name must be text without slashes, got {self.run_name!r}"
         if self.tracking and (missing := [name for name in ("mlflow", "matplotlib") if not _installed(name)]):
             yield (
                 f"tracking needs {' and '.join(missing)}: pip install 'slotstore[track]', "
                 "or train without it: --no-tracking"
+            )
+
+    def _device_problems(self) -> Iterator[str]:
+        if not _DEVICE.fullmatch(self.device):
+            yield f"--device: unknown device {self.device!r}, expected {', '.join(DEVICES)} or cuda:N"
+        elif self.device.startswith("cuda") and not torch.cuda.is_available():
+            yield (
+                f"--device {self.device}: this torch sees no CUDA device; "
+                "--device auto takes one where there is one"
+            )
+        elif ":" in self.device and (number := int(self.device.split(":")[1])) >= torch.cuda.device_count():
+            yield (
+                f"--device cuda:{number}: this torch sees {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
             )
 
     @property
@@ -87,6 +134,35 @@ class TrainConfig:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         paths = (Path, RemotePath)
         return {name: str(value) if isinstance(value, paths) else value for name, value in fields.items()}
+
+    def resumed(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> "TrainConfig":
+        """Return the settings of a run that is resumed: those it had, but for what is ``given`` now.
+
+        Raises:
+            SpecError: something is given that a run keeps from its start.
+        """
+        names = {field.name for field in dataclasses.fields(self)} - set(PLACES)
+        return dataclasses.replace(
+            self, **{name: saved[name] for name in names - set(given) if name in saved}
+        )
+
+    def check_kept(self, saved: Mapping[str, Any], what: str) -> None:
+        """Raise SpecError where a setting differs from the run's that cannot be changed on the way."""
+        problems = [
+            f"{flag(name)} is {saved[name]} in {what}, which a resumed training keeps, got {getattr(self, name)}"
+            for name in KEPT
+            if saved[name] != getattr(self, name)
+        ]
+        if problems:
+            raise SpecError("train", problems)
+
+
+_FLAGS = {"learning_rate": "--lr", "table_learning_rate": "--table-lr"}
+
+
+def flag(name: str) -> str:
+    """Return the option that sets a field."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def _installed(package: str) -> bool:

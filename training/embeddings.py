@@ -1,8 +1,14 @@
-"""The shared table."""
+"""The shared table, and the gradient that a batch of lookups gives it."""
+
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+RADIX_ROWS = 32_768
+"""Lookups from which `torch.sort` sorts integers by radix on a CPU, several times as fast as below."""
 
 
 class UnifiedEmbedding(nn.Module):
@@ -20,23 +26,106 @@ class UnifiedEmbedding(nn.Module):
         num_slots: rows of the table.
         dim: D, floats of a row.
         std: standard deviation of the initial weights, drawn from a normal distribution.
+        sparse: give ``weight`` a gradient of the rows looked up only, a sparse COO tensor whose cost does
+            not depend on ``num_slots``. Not every optimizer takes one.
 
     Shapes:
         slots: int32 or int64 (B, L), each in 0..num_slots-1.
         output: float32 (B, L * D), lookup 0 first.
 
+    Raises:
+        IndexError: in the forward pass on a CPU, where a slot is outside the table.
+
     The one parameter is ``weight``, float32 (num_slots, D).
     """
 
-    def __init__(self, num_slots: int, dim: int, std: float = 1.0) -> None:
+    def __init__(self, num_slots: int, dim: int, std: float = 1.0, *, sparse: bool = False) -> None:
         super().__init__()
+        self.sparse = sparse
         self.weight = nn.Parameter(torch.empty(num_slots, dim))
         nn.init.normal_(self.weight, std=std)
 
     def forward(self, slots: torch.Tensor) -> torch.Tensor:
         """Look up and concatenate: (B, L) -> (B, L * D)."""
-        return functional.embedding(slots, self.weight).flatten(1)  # (B, L, D) -> (B, L * D)
+        if self.weight.device.type == "cpu":
+            rows: torch.Tensor = _CpuLookup.apply(self.weight, slots, self.sparse)
+        else:
+            rows = functional.embedding(slots, self.weight, sparse=self.sparse)
+        return rows.flatten(1)  # (B, L, D) -> (B, L * D)
 
     def extra_repr(self) -> str:
         """Describe the table in `repr`."""
-        return "{}, {}".format(*self.weight.shape)
+        return "{}, {}".format(*self.weight.shape) + (", sparse=True" if self.sparse else "")
+
+
+class _CpuLookup(torch.autograd.Function):
+    """`functional.embedding` with another backward: torch's own adds one row after the other on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, slots: torch.Tensor, sparse: bool) -> torch.Tensor:  # noqa: ANN401, FBT001  # torch's
+        ctx.save_for_backward(slots)
+        ctx.num_slots, ctx.sparse = len(weight), sparse
+        return functional.embedding(slots, weight)  # (B, L) -> (B, L, D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: ANN401
+        (slots,) = ctx.saved_tensors
+        slots, rows = slots.reshape(-1), grad.reshape(-1, grad.shape[-1])  # (B * L,), (B * L, D)
+        if ctx.sparse:
+            return sparse_gradient(slots, rows, ctx.num_slots), None, None
+        dense = _dense_operator if torch.compiler.is_compiling() else dense_gradient
+        return dense(slots, rows, ctx.num_slots), None, None
+
+
+def dense_gradient(slots: torch.Tensor, rows: torch.Tensor, num_slots: int) -> torch.Tensor:
+    """Sum the gradients of the lookups of each slot, on a CPU.
+
+        result[s] = sum of rows[i] over all i where slots[i] == s
+
+    The rows of a slot are added in the order they have in the batch, so that the bits depend neither on
+    the run nor on the number of threads, and are those of torch's own backward.
+
+    Args:
+        slots: int32 or int64 (N,), each in 0..num_slots-1.
+        rows: float (N, D).
+        num_slots: rows of the table.
+
+    Returns:
+        As ``rows``, (num_slots, D).
+    """
+    if len(slots) < RADIX_ROWS:  # scatter_add_ has a radix sort of its own where the index is expanded
+        index = slots.long()[:, None].expand_as(rows)
+        return rows.new_zeros(num_slots, rows.shape[1]).scatter_add_(0, index, rows)
+    keys, order = _sort(slots, num_slots)
+    starts = order.new_zeros(num_slots + 1)
+    torch.cumsum(torch.bincount(keys, minlength=num_slots), 0, out=starts[1:])
+    return functional.embedding_bag(order, rows, starts, mode="sum", include_last_offset=True)
+
+
+# One operator to `torch.compile`, which cannot look into it (bincount's size depends on the data), and whose
+# own backward of a lookup adds atomically: as fast, but with other bits at every run of several threads.
+_dense_operator = torch.library.custom_op("slotstore::dense_gradient", dense_gradient, mutates_args=())
+
+
+@_dense_operator.register_fake
+def _(_slots: torch.Tensor, rows: torch.Tensor, num_slots: int) -> torch.Tensor:
+    return rows.new_empty(num_slots, rows.shape[1])
+
+
+def sparse_gradient(slots: torch.Tensor, rows: torch.Tensor, num_slots: int) -> torch.Tensor:
+    """Return what `dense_gradient` returns as a coalesced sparse COO tensor of the rows looked up."""
+    keys, order = _sort(slots, num_slots)
+    found, counts = torch.unique_consecutive(keys, return_counts=True)  # both (U,), U distinct slots
+    starts = counts.cumsum(0) - counts
+    sums = functional.embedding_bag(order, rows, starts, mode="sum")  # (U, D)
+    return torch.sparse_coo_tensor(
+        found.long()[None], sums, (num_slots, rows.shape[1]), is_coalesced=True, check_invariants=False
+    )
+
+
+def _sort(slots: torch.Tensor, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the slots in ascending order, and where each came from: int64 (N,), equal ones in order."""
+    narrow = slots.short() if num_slots <= 1 << 15 else slots  # half the bytes, two thirds of the time
+    keys, order = torch.sort(narrow, stable=True)
+    return keys, order

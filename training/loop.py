@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,8 +15,12 @@ from training.metrics import Metrics, Scores
 from training.objective import Objective
 from training.stream import Batch
 
-CHECK_STEPS = 200
-"""Steps between looks at the loss. A look waits for the device, so there is none at every step."""
+LOOK_STEPS = 50
+"""Steps between looks at the losses. A look waits for the device, so there is none at every step."""
+
+Step = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""Trains on slots (b, L) and labels (b,), part of a batch of so many rows on all ranks; returns this part's
+share of the mean loss, a float32 () still on the device."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,59 @@ class EpochResult:
         }
 
 
+@dataclass
+class TrainState:
+    """How far a training has come: all that a resumed one must know besides the model and its optimizer.
+
+    epoch: the one in progress, from 1.
+    rows: of it, how many have been trained on, by all ranks.
+    loss: their summed loss, up to the last look.
+    seconds: spent on them.
+    history: the epochs before.
+    recent: losses and rows of the steps since the last look; empty where a state is saved.
+    """
+
+    epoch: int = 1
+    rows: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    history: list[EpochResult] = field(default_factory=list)
+    recent: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+
+    @property
+    def best(self) -> float:
+        """The best score so far, infinite before there is one."""
+        return min((result.score for result in self.history), default=math.inf)
+
+    @property
+    def without_gain(self) -> int:
+        """How many epochs in a row, up to now, were not the best."""
+        bests = [index for index, result in enumerate(self.history) if result.best]
+        return len(self.history) - 1 - bests[-1] if bests else len(self.history)
+
+    def end_epoch(self, result: EpochResult) -> None:
+        """Go on to the next epoch."""
+        self.history.append(result)
+        self.epoch, self.rows, self.loss, self.seconds = result.epoch + 1, 0, 0.0, 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; the losses must have been looked at."""
+        assert not self.recent
+        return {**dataclasses.asdict(self), "recent": []}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "TrainState":
+        """Return the state that `to_dict` was called on."""
+        history = [
+            EpochResult(**{**result, **{name: result[name] and Scores(**result[name]) for name in _SCORES}})
+            for result in plain["history"]
+        ]
+        return cls(**{**plain, "history": history})
+
+
+_SCORES = ("train", "validation")
+
+
 class Source(Protocol):
     """What is trained on: `training.stream.SplitStream`, or anything that gives batches by epoch."""
 
@@ -59,12 +116,15 @@ class Source(Protocol):
     def rows(self) -> int:
         """Rows of an epoch."""
 
-    def epoch(self, number: int) -> Iterable[Batch]:
-        """Return the batches of an epoch."""
+    def epoch(self, number: int, start: int = 0) -> Iterable[Batch]:
+        """Return the batches of an epoch from row ``start`` on."""
 
 
 class Callback(Protocol):
     """Follows a training, to show or to record it."""
+
+    def on_note(self, text: str) -> None:
+        """Hear of something a person should know."""
 
     def on_start(self, rows: int) -> None:
         """Hear that training begins: the rows of an epoch."""
@@ -76,14 +136,39 @@ class Callback(Protocol):
         """Hear of an epoch's end."""
 
 
+class Keeper(Protocol):
+    """Keeps states, so that a training can be resumed and its best epoch be used."""
+
+    def due(self, state: TrainState) -> bool:
+        """Whether the state of this step should be kept, or the training has been asked to stop."""
+
+    def keep(self, state: TrainState) -> None:
+        """Keep the state; it raises `Interrupted` where the training has been asked to stop."""
+
+    def keep_best(self, state: TrainState) -> None:
+        """Keep the model of the epoch that has just ended: it is the best so far."""
+
+    def end_epoch(self, state: TrainState, *, last: bool) -> None:
+        """Hear of an epoch's end, after it was validated; of the last one, the state must be kept."""
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
 @dataclass(frozen=True)
 class Trainer:
-    """A model with what trains it. Parameters and optimizer state are the only things that change."""
+    """A model with what trains it. Parameters and optimizer state are the only things that change.
+
+    step: trains on a batch.
+    sum_over_ranks: adds up a tensor over the processes that train together.
+    """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    step: Step
     objective: Objective
     callbacks: Sequence[Callback] = ()
+    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = _itself
 
 
 def fit(
@@ -91,97 +176,114 @@ def fit(
     source: Source,
     validate: Callable[[], Scores] | None,
     *,
-    epochs: range,
+    epochs: int,
     patience: int,
-    best: float = math.inf,
-    save: Callable[[EpochResult], None],
+    state: TrainState,
+    keeper: Keeper,
 ) -> list[EpochResult]:
     """Train until ``epochs`` are done or ``patience`` epochs in a row were not the best.
 
     Args:
-        trainer: the model and its optimizer, trained in place.
+        trainer: the model and what trains it, in place.
         source: gives the batches of each epoch.
         validate: evaluates the model after an epoch; None where there is nothing to validate on.
-        epochs: the numbers of the epochs to train.
+        epochs: how many are to be done in all, those of ``state`` included.
         patience: epochs without improvement that end the training.
-        best: the score to beat, where a training is resumed.
-        save: called with each epoch that is the best so far, while the model is in its state.
+        state: where to begin; it is kept up to date.
+        keeper: keeps states.
 
     Raises:
         TrainingError: the loss is not a finite number any more.
     """
-    results: list[EpochResult] = []
-    without_gain = 0
     for callback in trainer.callbacks:
         callback.on_start(source.rows)
-    for epoch in epochs:
-        result = _train_and_validate(trainer, source, validate, epoch)
-        result = dataclasses.replace(result, best=result.score < best)
-        results.append(result)
+    ended = False
+    while not ended:
+        train_epoch(trainer, source, state, keeper)
+        result = _result(trainer, state, validate)
+        state.end_epoch(result)
         if result.best:
-            best, without_gain = result.score, 0
-            save(result)
-        else:
-            without_gain += 1
+            keeper.keep_best(state)
         for callback in trainer.callbacks:
             callback.on_epoch(result)
-        if without_gain >= patience:
-            break
-    return results
+        ended = state.epoch > epochs or state.without_gain >= patience
+        keeper.end_epoch(state, last=ended)
+    return state.history
 
 
-def _train_and_validate(
-    trainer: Trainer, source: Source, validate: Callable[[], Scores] | None, epoch: int
-) -> EpochResult:
-    started = time.perf_counter()
-    trained, rows = train_epoch(trainer, source.epoch(epoch), epoch)
-    seconds = time.perf_counter() - started
-    result = EpochResult(epoch, trained, validate() if validate else None, rows, seconds, best=False)
-    _check_finite(result.score, epoch, rows)
-    return result
+def _result(trainer: Trainer, state: TrainState, validate: Callable[[], Scores] | None) -> EpochResult:
+    trained = trainer.objective.scores(state.loss / state.rows)
+    result = EpochResult(
+        state.epoch, trained, validate() if validate else None, state.rows, state.seconds, best=False
+    )
+    if not math.isfinite(result.score):
+        raise TrainingError(f"the validation loss of epoch {state.epoch} is {result.score}{_REMEDY}")
+    return dataclasses.replace(result, best=result.score < state.best)
 
 
-def train_epoch(trainer: Trainer, batches: Iterable[Batch], epoch: int) -> tuple[Scores, int]:
-    """Train on each batch once; return the scores of the mean loss over the rows, and their number.
+def train_epoch(trainer: Trainer, source: Source, state: TrainState, keeper: Keeper | None = None) -> None:
+    """Train on each batch that is left of the state's epoch once.
 
     Raises:
         TrainingError: the loss is not a finite number any more, or there was no batch.
     """
     trainer.model.train()
-    total, rows = torch.zeros((), dtype=torch.float64), 0
-    for step, batch in enumerate(batches, start=1):
-        loss = _step(trainer, batch)
-        total = total.to(loss.device) + loss.double() * len(batch.labels)
-        rows += len(batch.labels)
-        if step % CHECK_STEPS == 0:
-            _check_finite(float(total), epoch, rows)
+    started = time.perf_counter() - state.seconds
+    for slots, labels, total in source.epoch(state.epoch, state.rows):
+        loss = trainer.step(slots, labels, total)
+        state.recent.append((loss, total))
+        state.rows += total
+        if len(state.recent) == LOOK_STEPS:
+            look(trainer, state)
         for callback in trainer.callbacks:
-            callback.on_step(epoch, rows, loss)
-    if not rows:
+            callback.on_step(state.epoch, state.rows, loss)
+        if keeper is not None and keeper.due(state):
+            look(trainer, state)
+            state.seconds = time.perf_counter() - started
+            keeper.keep(state)
+    if not state.rows:
         raise TrainingError("there are no rows to train on")
-    _check_finite(float(total), epoch, rows)
-    return trainer.objective.scores(float(total) / rows), rows
+    look(trainer, state)
+    state.seconds = time.perf_counter() - started
 
 
-def _step(trainer: Trainer, batch: Batch) -> torch.Tensor:
-    trainer.optimizer.zero_grad()
-    loss = trainer.objective.loss(trainer.model(batch.slots), batch.labels)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    trainer.optimizer.step()
-    return loss.detach()
+def look(trainer: Trainer, state: TrainState) -> None:
+    """Wait for the losses of the last steps and add them up, one by one: when it is done changes no bit.
+
+    Raises:
+        TrainingError: one is not a finite number; the message names its batch.
+    """
+    if not state.recent:
+        return
+    losses = trainer.sum_over_ranks(torch.stack([loss for loss, _ in state.recent])).tolist()
+    first = state.rows - sum(rows for _, rows in state.recent)
+    for loss, (_, rows) in zip(losses, state.recent, strict=True):
+        if not math.isfinite(loss):
+            batch = -(-first // rows) + 1
+            raise TrainingError(
+                f"the loss became {loss} in batch {batch:,} of epoch {state.epoch}, "
+                f"rows {first:,} to {first + rows - 1:,} of its order{_REMEDY}"
+            )
+        state.loss += loss * rows
+        first += rows
+    state.recent.clear()
 
 
-def _check_finite(loss: float, epoch: int, rows: int) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss became {loss} within {rows:,} rows of epoch {epoch}: lower the learning rate (--lr)"
-        )
+_REMEDY = ": lower the learning rate (--lr), or limit gradients (--clip-norm); the last checkpoint is kept"
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], metrics: Metrics) -> Scores:
-    """Return the metrics of a model over batches; ValueError where there is none."""
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    metrics: Metrics,
+    gather: Callable[[torch.Tensor], torch.Tensor] = _itself,
+) -> Scores:
+    """Return the metrics of a model over batches; ValueError where there is none.
+
+    ``gather`` brings together the scores, and the labels, of the processes that evaluate together.
+    """
     model.eval()
-    for batch in batches:
-        metrics.update(model(batch.slots), batch.labels)
+    for slots, labels, _ in batches:
+        metrics.update(gather(model(slots)), gather(labels))
     return metrics.compute()

@@ -1,8 +1,12 @@
 """Networks over the shared table: slots (B, L) -> one number an example (B,)."""
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from featurestore.errors import did_you_mean
 from featurestore.spec import FeatureSpec
 from training.embeddings import UnifiedEmbedding
 
@@ -24,18 +28,124 @@ class ArticleMLP(nn.Module):
         bias: the output's bias at first: the score where nothing else is known.
         hidden: width of the hidden layer.
         std: standard deviation of the table's initial weights.
+        sparse: give the table a sparse gradient, see `UnifiedEmbedding`.
     """
 
-    def __init__(self, spec: FeatureSpec, bias: float = 0.0, hidden: int = 64, std: float = 0.01) -> None:
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        bias: float = 0.0,
+        hidden: int = 64,
+        std: float = 0.01,
+        *,
+        sparse: bool = False,
+    ) -> None:
         super().__init__()
-        self.embedding = UnifiedEmbedding(spec.table.num_slots, spec.table.dim, std)
-        output = nn.Linear(hidden, 1)
-        nn.init.constant_(output.bias, bias)
-        self.layers = nn.Sequential(
-            nn.Linear(len(spec.slot_columns) * spec.table.dim, hidden), nn.ReLU(), output
-        )
+        self.embedding = UnifiedEmbedding(spec.table.num_slots, spec.table.dim, std, sparse=sparse)
+        output = _output(hidden, bias)
+        self.layers = nn.Sequential(nn.Linear(_width(spec), hidden), nn.ReLU(), output)
 
     def forward(self, slots: torch.Tensor) -> torch.Tensor:
         """Score examples: int (B, L) -> float32 (B,)."""
         score: torch.Tensor = self.layers(self.embedding(slots)).squeeze(1)  # (B, L * D) -> (B, 1) -> (B,)
         return score
+
+
+class CrossLayer(nn.Module):
+    """One full-rank cross layer of DCN-V2.
+
+        output = x0 * linear(x) + x
+
+    Eq. 1, R. Wang et al., "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning
+    to Rank Systems", WWW 2021.
+
+    Shapes:
+        x0, x, output: float32 (B, width); x0 is what the first cross layer got.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Cross the input with what the layers so far made of it."""
+        crossed: torch.Tensor = x0 * self.linear(x) + x
+        return crossed
+
+
+class DCNv2(nn.Module):
+    """Deep & Cross Network V2, stacked: the cross layers feed the deep ones (Figure 1a of the paper).
+
+        score = linear_deep_1(relu(linear_LD_deep(cross(... cross(x0, x0))))), x0 = unified_embedding(slots)
+
+    The paper is named at `CrossLayer`. The score, the small table and the output's bias are as in
+    `ArticleMLP`.
+
+    Args:
+        spec: says the table's rows, its dim D and the number of lookups L.
+        bias: the output's bias at first: the score where nothing else is known.
+        cross: number of cross layers, each with a weight of (L * D, L * D).
+        deep: widths of the deep layers.
+        std: standard deviation of the table's initial weights.
+        sparse: give the table a sparse gradient, see `UnifiedEmbedding`.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        bias: float = 0.0,
+        cross: int = 1,
+        deep: Sequence[int] = (192,),
+        std: float = 0.01,
+        *,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = UnifiedEmbedding(spec.table.num_slots, spec.table.dim, std, sparse=sparse)
+        self.cross = nn.ModuleList(CrossLayer(_width(spec)) for _ in range(cross))
+        widths = [_width(spec), *deep]
+        hidden = [(nn.Linear(one, next_), nn.ReLU()) for one, next_ in itertools.pairwise(widths)]
+        self.layers = nn.Sequential(*itertools.chain.from_iterable(hidden), _output(widths[-1], bias))
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        """Score examples: int (B, L) -> float32 (B,)."""
+        x0 = x = self.embedding(slots)  # (B, L * D)
+        for layer in self.cross:
+            x = layer(x0, x)
+        score: torch.Tensor = self.layers(x).squeeze(1)  # (B, L * D) -> (B, 1) -> (B,)
+        return score
+
+
+def _width(spec: FeatureSpec) -> int:
+    """Return L * D, the width of an example's embedding."""
+    return len(spec.slot_columns) * spec.table.dim
+
+
+def _output(width: int, bias: float) -> nn.Linear:
+    """Return the layer that makes one number, starting at ``bias``."""
+    layer = nn.Linear(width, 1)
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+MODELS: dict[str, type[ArticleMLP] | type[DCNv2]] = {"article": ArticleMLP, "dcn": DCNv2}
+"""The networks by the name that a user gives. Each has the table as ``embedding``."""
+
+
+def build_model(
+    name: str, spec: FeatureSpec, bias: float = 0.0, *, sparse: bool = False
+) -> ArticleMLP | DCNv2:
+    """Build a network with its default sizes.
+
+    Args:
+        name: one of `MODELS`.
+        spec: says the table's rows, its dim and the number of lookups.
+        bias: the score where nothing else is known.
+        sparse: give the table a sparse gradient, see `UnifiedEmbedding`.
+
+    Raises:
+        ValueError: there is no network of that name.
+    """
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}{did_you_mean(name, MODELS)}")
+    return MODELS[name](spec, bias, sparse=sparse)

@@ -17,7 +17,7 @@ from featurestore.errors import SpecError, did_you_mean
 from featurestore.snapshot import Snapshot
 from featurestore.spec import FeatureSpec
 from training.checkpoint import load_checkpoint
-from training.models import ArticleMLP
+from training.models import build_model
 
 CHUNK_ROWS = 65_536
 """Rows predicted at a time."""
@@ -54,7 +54,7 @@ class Predictor:
         if snapshot is not None:
             loaded.check_fits(snapshot)
         spec = loaded.load_spec()
-        model = ArticleMLP(spec)
+        model = build_model(loaded.config["model"], spec)
         model.load_state_dict(loaded.model)
         return cls(model, spec)
 

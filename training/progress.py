@@ -27,13 +27,15 @@ class Progress:
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.fields[facts]}"),
             rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(compact=True),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("reading", total=None, facts="")
         self._started, self._drawn = 0.0, 0.0
-        self._epoch = 0
+        self._epoch, self._rows, self._first = 0, 0, 0  # the epoch shown, its rows, those before we looked
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -44,23 +46,28 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
+    def on_note(self, text: str) -> None:
+        """Print what a person should know."""
+        self._console.print(text, markup=False)
+
     def on_start(self, rows: int) -> None:
-        """Note how long the bar is."""
-        self._bar.update(self._task, total=rows)
+        """Note how long the bar is: all epochs, though the training may end before."""
+        self._rows = rows
+        self._bar.update(self._task, total=rows * self._epochs)
 
     def on_step(self, epoch: int, rows: int, loss: torch.Tensor) -> None:
         """Redraw the bar, a few times a second."""
         now = time.perf_counter()
         if epoch != self._epoch:
-            self._epoch, self._started = epoch, now
+            self._epoch, self._started, self._first = epoch, now, rows
         if now - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = now
-        speed = rows / max(now - self._started, 1e-9)
+        speed = (rows - self._first) / max(now - self._started, 1e-9)
         self._bar.update(
             self._task,
             description=f"epoch {epoch}/{self._epochs}",
-            completed=rows,
+            completed=(epoch - 1) * self._rows + rows,
             facts=f"{rows:,} rows  {speed:,.0f} rows/s  loss {float(loss):.4f}",
         )
 

@@ -1,66 +1,68 @@
-"""Splits as batches: the slot columns of a snapshot, shuffled, on the device.
+"""Splits as batches: the slots of a snapshot, shuffled, on the device.
 
-A split of at most ``buffer_rows`` rows is read once, kept, and permuted as a whole every epoch. A larger
-one is read again every epoch, shard by shard in a shuffled order, in blocks of ``buffer_rows`` that are
-each permuted while a thread reads the next. Either way every row comes exactly once an epoch.
+Three feeds give the same batches in the same order. ``device``: the split's packed rows lie on the device and
+are gathered there. ``memory``: they lie in memory, from which a thread gathers them ahead of the training.
+``stream``: they are read from disk every epoch, in windows of bounded size; a shuffled split that is
+larger than a window is read from a copy of it (`training.copies`).
 """
 
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from featurestore.errors import ArtifactError, NotFound, QueryError, did_you_mean
+from featurestore.cache import cache_folder
+from featurestore.errors import did_you_mean
 from featurestore.store import FeatureStore
-from training.packing import Rows, pack_blocks, packed_columns
+from training.order import WINDOW_ROWS, Order, Share, Shuffle
 from training.prefetch import prefetch
-from training.shuffle import Order, Orders, permutation
+from training.reader import SplitReader
+from training.sources import Resident, Source, Streamed
 
-BUFFER_ROWS = 8_000_000
-"""Rows kept in memory: 4 (L + 1) bytes each and 8 for their order, so 352 MB at the default spec's L = 8.
-
-A shuffled split that is kept also has the next epoch's order. One that is larger has two such blocks, the
-one in use and the one being read.
-"""
+FEEDS = ("device", "memory", "stream")
 
 PART_ROWS = 65_536
-"""Rows that are brought into their order at a time."""
-
-Block = tuple[Rows, Order | None]  # packed rows (n, L + 1), their order (n,) where shuffled
+"""Rows that are brought into their order, unpacked and sent to the device at a time."""
 
 
 class Batch(NamedTuple):
-    """B examples. Read only: unshuffled batches share memory with the stream.
+    """This rank's part of a batch: b examples of B.
 
-    slots: int32 (B, L), the columns in the order of `FeatureSpec.slot_columns`.
-    labels: float32 (B,): the label, or 0.0 and 1.0 where the spec has a threshold.
+    slots: int32 (b, L), the columns in the order of `FeatureSpec.slot_columns`.
+    labels: float32 (b,): the label, or 0.0 and 1.0 where the spec has a threshold.
+    total: B, the rows of the batch on all ranks.
     """
 
     slots: torch.Tensor
     labels: torch.Tensor
+    total: int
 
 
 class SplitStream:
     """The batches of one split of a store.
 
-    The order depends on ``seed``, the epoch and, where the split is larger, ``buffer_rows``; not on the
-    batch size, the device or the number of threads. Only the last batch of an epoch may be short.
+    The order depends on ``seed``, the epoch and ``window_rows``; not on the feed, the batch size, the device,
+    or the number of ranks or threads. Only the last batch of an epoch may be short.
 
     Args:
         store: the snapshot to read; it must stay open.
         split: ``train``, ``validation`` or ``test``.
-        batch_size: rows of a batch, at least 1.
+        batch_size: rows of a batch of all ranks, at least 1.
         seed: of the shuffles, at least 0.
         shuffle: permute the rows each epoch, or keep the store's order.
-        buffer_rows: rows to hold in memory, at least 1; `BUFFER_ROWS` says what they cost.
+        feed: ``device``, ``memory`` or ``stream``. On a CPU the first two are the same.
+        window_rows: rows permuted together, at least 1.
         device: where batches are delivered. To CUDA they go through pinned memory, asynchronously.
+        share: which part of each batch to deliver.
+        cache: the folder that `training.copies` are kept in; that of the store by default.
 
     Raises:
         NotFound: there is no such split.
-        ArtifactError: while iterating, where the shards cannot be read or hold too few or many rows.
+        ArtifactError: while iterating, where the shards cannot be read, hold too few or many rows, or a slot
+            that the table does not have; or a copy is damaged or cannot be written.
     """
 
     def __init__(
@@ -71,102 +73,107 @@ class SplitStream:
         *,
         seed: int = 0,
         shuffle: bool = False,
-        buffer_rows: int = BUFFER_ROWS,
+        feed: str = "memory",
+        window_rows: int = WINDOW_ROWS,
         device: torch.device | str = "cpu",
+        share: Share | None = None,
+        cache: Path | None = None,
     ) -> None:
-        if min(batch_size, buffer_rows) < 1:
-            raise ValueError(f"batch_size and buffer_rows must be positive: {batch_size}, {buffer_rows}")
-        if split not in store.splits.rows:
-            raise NotFound(f"no split {split!r}{did_you_mean(split, store.splits.rows)}")
-        self.split, self.batch_size, self.buffer_rows = split, batch_size, buffer_rows
-        self.rows: int = store.splits.rows[split]
-        self.shuffle, self.seed = shuffle, seed
-        self.device = torch.device(device)
-        self._store = store
-        self._kept: Rows | None = None
-        self._orders = Orders(self.rows, seed)
+        if min(batch_size, window_rows) < 1:
+            raise ValueError(f"batch_size and window_rows must be positive: {batch_size}, {window_rows}")
+        if feed not in FEEDS:
+            raise ValueError(f"unknown feed {feed!r}{did_you_mean(feed, FEEDS)}")
+        reader = SplitReader(store, split)
+        self.rows, self.batch_size, self.share = reader.rows, batch_size, share or Share()
+        self.device, self.format = torch.device(device), reader.format
+        order = Shuffle(reader.rows, seed, window_rows) if shuffle else None
+        self._source: Source
+        if feed == "stream":
+            self._source = Streamed(reader, order, cache or cache_folder(store.path))
+        else:
+            at = self.device if feed == "device" else torch.device("cpu")
+            self._source = Resident(reader, order, at)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch; epochs can be asked for in any order, and again."""
-        with contextlib.closing(prefetch(_gather(self._blocks(number), self.batch_size))) as parts:
-            for rows in _cut(parts, self.batch_size):
-                yield self._deliver(rows)
+    def close(self) -> None:
+        """Let go of files and threads."""
+        self._source.close()
 
-    def _blocks(self, epoch: int) -> Generator[Block, None, None]:
-        if self.rows > self.buffer_rows:
-            yield from prefetch(self._streamed(epoch))
-        elif self.rows:
-            order = self._orders.start(epoch) if self.shuffle else None  # it is made while the rows are read
-            block = self._load(), order.result() if order else None
-            if self.shuffle:
-                self._orders.start(epoch + 1)  # and the next one while these are in use
-            yield block
+    def prepare(self) -> None:
+        """Make now, rather than in the first epoch, the copy that a streamed split needs."""
+        self._source.prepare()
 
-    def _load(self) -> Rows:
-        if self._kept is None:
-            (self._kept,) = self._read(self.rows, shards=None)
-        return self._kept
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from row ``start`` on; epochs can be asked for in any order, and again.
 
-    def _streamed(self, epoch: int) -> Generator[Block, None, None]:
-        """Yield the blocks of a split that does not fit; block numbers start at 1, 0 being the shards."""
-        shards = None
-        if self.shuffle:
-            shards = permutation(len(self._store.snapshot.files("examples")), self.seed, epoch, 0).tolist()
-        for number, rows in enumerate(self._read(self.buffer_rows, shards), start=1):
-            yield rows, permutation(len(rows), self.seed, epoch, number) if self.shuffle else None
+        ``start`` is counted on all ranks together, a multiple of the batch size.
+        """
+        with contextlib.closing(self._parts(number, start)) as parts:
+            sizes = [
+                (high - low, rows)
+                for rows in self._batch_rows(start)
+                for low, high in [self.share.bounds(rows)]
+            ]
+            yield from cut(parts, sizes)
 
-    def _read(self, block_rows: int, shards: list[int] | None) -> Generator[Rows, None, None]:
-        rows = 0
-        try:
-            batches = self._store.stream(self.split, packed_columns(self._store.spec), shards=shards)
-            for block in pack_blocks(batches, block_rows, self._store.spec):
-                rows += len(block)
-                yield block
-        except (QueryError, pa.ArrowException) as error:  # no one asked a query: the shards are at fault
-            raise ArtifactError(f"cannot read {self._place()}: {error}{_REMEDY}") from error
-        if rows != self.rows:
-            raise ArtifactError(f"{self._place()}: {rows:,} rows, the manifest says {self.rows:,}{_REMEDY}")
+    def _batch_rows(self, start: int) -> Iterator[int]:
+        for first in range(start, self.rows, self.batch_size):
+            yield min(self.batch_size, self.rows - first)
 
-    def _place(self) -> str:
-        return f"{self.split} of snapshot {self._store.snapshot.manifest.id} in {self._store.path}"
+    def _parts(self, epoch: int, start: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Return slots and labels in their order, made ahead by a thread, already on the device."""
+        return prefetch(self._unpacked(epoch, start))
 
-    def _deliver(self, packed: Rows) -> Batch:
-        rows = torch.from_numpy(packed)
-        if self.device.type == "cuda":
-            rows = rows.pin_memory().to(self.device, non_blocking=True)
-        return Batch(rows[:, :-1], rows[:, -1].view(torch.float32))
+    def _unpacked(self, epoch: int, start: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        yield self.format.unpack(torch.from_numpy(self.format.empty(1)[:0]).to(self.device))  # to begin with
+        with contextlib.closing(self._source.stretches(epoch, start)) as stretches:
+            for first, (rows, index) in stretches:
+                for part in self._gathered(first, rows, index):
+                    yield self.format.unpack(to_device(part, self.device))
 
-
-_REMEDY = "\n`slotstore snapshots verify` says which shards are damaged; ingest the source again."
+    def _gathered(self, first: int, rows: torch.Tensor, index: Order | None) -> Iterator[torch.Tensor]:
+        """Yield this rank's rows of a stretch, `PART_ROWS` at a time."""
+        if index is None and self.share.size > 1:
+            index = np.arange(len(rows))
+        if index is None:
+            yield from rows.split(PART_ROWS)
+            return
+        mine = self.share.of(index, first, self.batch_size, self.rows)
+        for begin in range(0, len(mine), PART_ROWS):
+            yield gather(rows, mine[begin : begin + PART_ROWS])
 
 
-def _gather(blocks: Generator[Block, None, None], batch_size: int) -> Generator[Rows, None, None]:
-    """Bring blocks into their order, in parts of whole batches; a block without an order stays as it is.
+def gather(rows: torch.Tensor, index: Order) -> torch.Tensor:
+    """Return the rows of an index, where they are: int32 (len(index), words)."""
+    if rows.device.type == "cpu":  # NumPy takes half the time of torch's index_select
+        return torch.from_numpy(rows.numpy().take(index, axis=0))
+    return rows.index_select(0, to_device(torch.from_numpy(index.astype(np.int32)), rows.device))
 
-    The parts are made ahead by a thread, so that the training does not wait for memory: where its own
-    work has filled the caches, picking the rows of a batch costs it several times what it costs alone.
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to a device without waiting: from pinned memory, which torch keeps until the copy is done."""
+    if tensor.device.type == device.type or device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def cut(
+    parts: Iterable[tuple[torch.Tensor, torch.Tensor]], sizes: Iterable[tuple[int, int]]
+) -> Iterator[Batch]:
+    """Cut slots and labels into batches.
+
+    Args:
+        parts: slots (n, L) and labels (n,), of any lengths, at least one.
+        sizes: of each batch, its rows here and on all ranks.
     """
-    part_rows = -(-PART_ROWS // batch_size) * batch_size
-    with contextlib.closing(blocks):
-        for rows, order in blocks:
-            if order is None:
-                yield rows
-                continue
-            for start in range(0, len(rows), part_rows):
-                yield rows.take(order[start : start + part_rows], axis=0)
-
-
-def _cut(parts: Iterable[Rows], batch_size: int) -> Iterator[Rows]:
-    """Cut parts into batches (batch_size, L + 1); what a part leaves over begins the next one's first."""
-    left: Rows | None = None
-    for rows in parts:
-        start = 0
-        while start < len(rows):
-            stop = min(start + batch_size - (0 if left is None else len(left)), len(rows))
-            part = rows[start:stop]
-            start, left = stop, part if left is None else np.concatenate([left, part])
-            if len(left) == batch_size:
-                yield left
-                left = None
-    if left is not None:
-        yield left
+    remaining = iter(parts)
+    slots, labels = next(remaining)
+    start = 0
+    for rows, total in sizes:
+        while len(labels) - start < rows:
+            more_slots, more_labels = next(remaining)
+            left = slice(start, None)
+            slots = torch.cat([slots[left], more_slots]) if start < len(labels) else more_slots
+            labels = torch.cat([labels[left], more_labels]) if start < len(labels) else more_labels
+            start = 0
+        yield Batch(slots[start : start + rows], labels[start : start + rows], total)
+        start += rows

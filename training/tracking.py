@@ -1,6 +1,7 @@
 """Runs in MLflow. The only file that knows MLflow, which it imports where it is used: it is optional."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import torch
 
 import featurestore
 import training
-from featurestore.errors import TrainingError
+from featurestore.errors import Interrupted, TrainingError
 from featurestore.paths import RemotePath
 from featurestore.store import FeatureStore
 from training.config import TrainConfig
@@ -57,11 +58,14 @@ def next_command(run: TrackedRun) -> str:
 
 
 @contextlib.contextmanager
-def track(store: FeatureStore, config: TrainConfig) -> Iterator["Tracker"]:
+def track(
+    store: FeatureStore, config: TrainConfig, before: Mapping[str, str] | None = None
+) -> Iterator["Tracker"]:
     """Open an MLflow run, and close it as finished, or as failed where an exception passes.
 
     MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_ID and MLFLOW_RUN_ID are honoured: `mlflow run` sets them.
-    Without the first, runs are recorded in ``mlflow.db`` in the store.
+    Without the first, runs are recorded in ``mlflow.db`` in the store. ``before`` is the record of the run that
+    is resumed, which is gone on with where it is found.
 
     Raises:
         TrainingError: MLflow fails.
@@ -71,11 +75,15 @@ def track(store: FeatureStore, config: TrainConfig) -> Iterator["Tracker"]:
 
     _quieten()
     try:
-        with _tracking_uri(config.folder), _start_run(config.folder, config) as run:
+        with _tracking_uri(config.folder), _start_run(config.folder, config, before) as run:
             tracked = TrackedRun(run.info.run_id, run.info.experiment_id, mlflow.get_tracking_uri())
             tracker = Tracker(tracked, store)
             tracker.start(config)
-            yield tracker
+            try:
+                yield tracker
+            except Interrupted:
+                mlflow.end_run("KILLED")  # MLflow's word for it; by itself it would call the run failed
+                raise
     except mlflow.MlflowException as error:
         raise TrainingError(f"MLflow failed: {error}\n--no-tracking trains without it.") from error
 
@@ -106,16 +114,33 @@ def _tracking_uri(store: Path) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # the setting is global, and the next training may be in another store
 
 
-def _start_run(store: Path, config: TrainConfig) -> AbstractContextManager[Any]:
-    """Start a run, or continue that of MLFLOW_RUN_ID, which has an experiment already."""
+def _start_run(
+    store: Path, config: TrainConfig, before: Mapping[str, str] | None
+) -> AbstractContextManager[Any]:
+    """Start a run, or continue that of MLFLOW_RUN_ID or the resumed one, which have an experiment already."""
     import mlflow
 
-    experiment = None if os.environ.get("MLFLOW_RUN_ID") else _experiment(store, config)
-    nested = mlflow.active_run() is not None
+    run_id = os.environ.get("MLFLOW_RUN_ID") or _known_run(before)
     run: AbstractContextManager[Any] = mlflow.start_run(
-        experiment_id=experiment, run_name=config.run_name, nested=nested
+        run_id=run_id,
+        experiment_id=None if run_id else _experiment(store, config),
+        run_name=config.run_name,
+        nested=mlflow.active_run() is not None,
+        log_system_metrics=importlib.util.find_spec("psutil") is not None,
     )
     return run
+
+
+def _known_run(before: Mapping[str, str] | None) -> str | None:
+    """Return the id of the resumed run, None where this record does not have it."""
+    import mlflow
+
+    if before is None or before["tracking_uri"] != mlflow.get_tracking_uri():
+        return None
+    found = mlflow.MlflowClient().search_runs(
+        [before["experiment_id"]], f"attributes.run_id = '{before['run_id']}'"
+    )
+    return before["run_id"] if found else None
 
 
 def _experiment(store: Path, config: TrainConfig) -> str:
@@ -150,6 +175,9 @@ class Tracker:
         mlflow.set_tags({f"snapshot.{name}": getattr(manifest, name) for name in identity})
         mlflow.log_dict(spec.to_dict(), "spec.json")
         mlflow.log_input(_dataset(self._store), context="training")
+
+    def on_note(self, text: str) -> None:
+        """Record nothing: notes are for who is looking."""
 
     def on_start(self, rows: int) -> None:
         """Record how much is trained on."""

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from featurestore.options import store_option
-from training.config import DEVICES, TrainConfig
-from training.job import TrainResult, train
+from training.config import TrainConfig, flag
+from training.feed import CHOICES
+from training.job import TrainResult, load_resumed_config, train
+from training.models import MODELS
+from training.optimizers import OPTIMIZERS
 from training.progress import Progress, epoch_table
+from training.step import PRECISIONS, STEPS
 from training.tracking import next_command
 
 __all__ = ["TrainConfig", "TrainResult", "command", "train"]
@@ -23,7 +28,8 @@ Examples:
   slotstore train --store store
   slotstore train --store store --epochs 20 --batch-size 8192 --lr 0.01
   slotstore train --store store --snapshot 4761317f9857 --device cuda --no-tracking
-  slotstore train --store store --resume store/checkpoints/RUN/best.pt --epochs 20
+  slotstore train --store store --resume latest               # a killed run, as if it had not been
+  slotstore train --store store --resume 20260101-120000-1a2b --epochs 20
   MLFLOW_TRACKING_URI=http://localhost:5000 slotstore train --store store
 
 The best epoch is the one with the lowest validation RMSE, or log loss where the label is binary."""
@@ -42,29 +48,41 @@ class _TrainCommand(click.Command):
 _Function = Callable[..., None]
 
 
-def _option(flag: str, kind: Any, text: str, field: str | None = None) -> Callable[[_Function], _Function]:  # noqa: ANN401  # whatever click takes
-    """Declare an option for a field of TrainConfig, with its default."""
-    name = field or flag.removeprefix("--").replace("-", "_")
-    default = getattr(TrainConfig, name)
-    return click.option(flag, name, type=kind, default=default, show_default=default is not None, help=text)
+def _option(field: str, kind: Any, text: str) -> Callable[[_Function], _Function]:  # noqa: ANN401  # whatever click takes
+    """Declare the option for a field of TrainConfig, with its default."""
+    default = getattr(TrainConfig, field)
+    return click.option(
+        flag(field), field, type=kind, default=default, show_default=default is not None, help=text
+    )
 
 
 @click.command("train", cls=_TrainCommand, epilog=EPILOG)
 @store_option
-@_option("--snapshot", str, "A snapshot, or the start of its id.")
-@_option("--device", click.Choice(DEVICES), "auto is cuda where there is one.")
-@_option("--epochs", int, "Most epochs to train.")
-@_option("--batch-size", int, "Rows of a training batch.")
-@_option("--lr", float, "Learning rate of Adam.", "learning_rate")
-@_option("--weight-decay", float, "L2 penalty.")
-@_option("--patience", int, "Epochs in a row without a better one that end the training.")
-@_option("--seed", int, "Of the initial weights and the shuffles.")
-@_option("--buffer-rows", int, "Rows held in memory, 36 bytes each at 8 lookups; more are streamed.")
-@_option("--threads", int, "CPU threads of torch. Default: as torch chooses.")
-@_option("--experiment", str, "MLflow experiment. Default: $MLFLOW_EXPERIMENT_ID, or slotstore.")
-@_option("--run-name", str, "Name of the run in MLflow, and the end of its checkpoint folder's.")
-@_option("--checkpoint-dir", _FOLDER, "Folder for best.pt. Default: STORE/checkpoints/RUN.")
-@_option("--resume", click.Path(path_type=Path), "Go on from a checkpoint, up to --epochs.")
+@_option("snapshot", str, "A snapshot, or the start of its id.")
+@_option("model", click.Choice(list(MODELS)), "The network over the shared table.")
+@_option("device", str, "cpu, cuda or cuda:N; auto is cuda where there is one.")
+@_option("epochs", int, "Most epochs to train, those of a resumed run included.")
+@_option("batch_size", int, "Rows of a training batch, of all ranks together.")
+@_option("learning_rate", float, "Learning rate of Adam.")
+@_option("weight_decay", float, "L2 penalty.")
+@_option("clip_norm", float, "Scale gradients down to this norm. Default: they are left alone.")
+@_option(
+    "optimizer", click.Choice(OPTIMIZERS), "rowwise_adagrad: a step costs the same however large the table."
+)
+@_option("table_learning_rate", float, "Learning rate of rowwise_adagrad's table.")
+@_option("patience", int, "Epochs in a row without a better one that end the training.")
+@_option("seed", int, "Of the initial weights and the shuffles.")
+@_option("feed", click.Choice(CHOICES), "Where the slots wait: auto takes the fastest place that they fit.")
+@_option("window_rows", int, "Rows shuffled together; a split of no more is permuted as a whole.")
+@_option("step", click.Choice(STEPS), "How a step is run: torch.compile, a CUDA graph, or as it is written.")
+@_option("precision", click.Choice(PRECISIONS), "Of the network's matrix products.")
+@_option("threads", int, "CPU threads of torch. Default: as torch chooses.")
+@_option("checkpoint_seconds", float, "Between two checkpoints within an epoch.")
+@click.option("--profile", is_flag=True, help="Show where the time goes, and keep a trace of some steps.")
+@_option("experiment", str, "MLflow experiment. Default: $MLFLOW_EXPERIMENT_ID, or slotstore.")
+@_option("run_name", str, "Name of the run in MLflow, and the end of its checkpoint folder's.")
+@_option("checkpoint_dir", _FOLDER, "Folder of the checkpoints. Default: STORE/checkpoints/RUN.")
+@_option("resume", str, "Go on with a run: its folder, a part of its name, latest, or a checkpoint file.")
 @click.option(
     "--tracking/--no-tracking",
     default=True,
@@ -77,9 +95,20 @@ def command(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401  # the fi
     Shows each epoch as it ends; the model is one file, which `slotstore predict` reads.
     """
     config = TrainConfig(**options)
+    if config.resume:
+        config = load_resumed_config(config, _given())
     with Progress(config.epochs) as progress:
         result = train(config, [progress])
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else summary(result, config))
+
+
+def _given() -> dict[str, Any]:
+    """Return the options that were typed, which go before those of the run that is resumed."""
+    context = click.get_current_context()
+    typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return {
+        name: value for name, value in context.params.items() if context.get_parameter_source(name) in typed
+    }
 
 
 def summary(result: TrainResult, config: TrainConfig) -> str:
@@ -91,7 +120,7 @@ def summary(result: TrainResult, config: TrainConfig) -> str:
         f"snapshot    {result.snapshot} in {config.store}",
         f"best epoch  {result.best_epoch}{judged}",
         f"test        {result.test or 'the test split is empty'}",
-        f"speed       {result.rows_per_second:,.0f} rows/s on {result.device}",
+        f"speed       {result.rows_per_second:,.0f} rows/s on {result.device}, feed {result.feed.split(':')[0]}",
         f"checkpoint  {result.checkpoint}",
         *([f"tracked     run {result.tracked.run_id}"] if result.tracked else []),
         "",

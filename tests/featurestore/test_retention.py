@@ -390,6 +390,15 @@ def test_prune(family):
     assert command("prune", "--keep", 2, "--store", store) == "removed no snapshot: 0 files, 0 bytes\n"
 
 
+def test_the_copies_that_trainings_made_of_a_snapshot_go_with_it(family):
+    store, (first, *_) = family
+    for name in (first, "another"):
+        (store / "cache" / name).mkdir(parents=True)
+        (store / "cache" / name / "train.npy").touch()
+    remove_snapshots(store, [first])
+    assert [path.name for path in (store / "cache").iterdir()] == ["another"]
+
+
 def test_remove_says_what_it_does(family):
     store, ids = family
     dry = command("remove", ids[1], ids[3], "--store", store, "--dry-run").splitlines()

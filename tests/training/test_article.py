@@ -5,10 +5,11 @@ import torch
 import xxhash
 
 from featurestore.store import FeatureStore
-from training.loop import Trainer, fit
+from training.loop import Trainer, TrainState, train_epoch
 from training.models import ArticleMLP
 from training.objective import RATING
-from training.shuffle import permutation
+from training.order import Shuffle
+from training.step import make_step
 from training.stream import Batch, SplitStream
 
 COLUMNS = ("user_id", "movie_id", "age", "occupation", "zip")
@@ -44,17 +45,22 @@ class RawValues:
         self.labels = torch.from_numpy(table["rating"].to_numpy().copy())
         self.rows = len(self.labels)
 
-    def epoch(self, number):
-        order = permutation(self.rows, 0, number)  # that of the stream with seed 0
+    def epoch(self, number, start=0):
+        (window,) = Shuffle(self.rows, seed=0).windows(number)  # that of the stream with seed 0
+        order = window.positions()
         for start in range(0, self.rows, BATCH):
             picked = order[start : start + BATCH]
-            yield Batch([self.texts[row] for row in picked], self.labels[picked])
+            yield Batch([self.texts[row] for row in picked], self.labels[picked], len(picked))
 
 
 def losses(model, source):
-    trainer = Trainer(model, torch.optim.Adam(model.parameters(), fused=True), RATING)
-    results = fit(trainer, source, None, epochs=range(1, EPOCHS + 1), patience=EPOCHS, save=lambda _: None)
-    return [result.train.loss for result in results]
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    trainer, found = Trainer(model, make_step("eager", model, optimizer, RATING), RATING), []
+    for epoch in range(1, EPOCHS + 1):
+        state = TrainState(epoch=epoch)
+        train_epoch(trainer, source, state)
+        found.append(state.loss)
+    return found
 
 
 def check(store_path):

@@ -5,7 +5,9 @@ import torch
 
 from featurestore.errors import ArtifactError, FingerprintError, NotFound, VersionError
 from featurestore.spec import load_spec
-from training.checkpoint import FORMAT_VERSION, Checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import (
+    FORMAT_VERSION, Checkpoint, load_checkpoint, random_states, restore_random_states, save_checkpoint,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -17,12 +19,13 @@ def checkpoint():
             "state": {0: {"step": torch.tensor(3.0)}},
             "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}],
         },
-        epoch=3,
-        score=0.9,
+        state={"history": [{"epoch": 3}], "rows": 17},
+        random=random_states(),
         config={"epochs": 5, "store": "store", "threads": None},
         spec=spec.to_dict(),
         fingerprint=spec.fingerprint,
         snapshot="0123456789ab",
+        tracked=None,
     )
 
 
@@ -31,7 +34,10 @@ def test_what_is_saved_is_loaded(checkpoint, tmp_path):
     save_checkpoint(path, checkpoint)
     loaded = load_checkpoint(path)
     assert loaded.model["weight"].equal(checkpoint.model["weight"])
-    assert {**vars(loaded), "model": None} == {**vars(checkpoint), "model": None}
+    tensors = {"model": None, "random": None}
+    assert {**vars(loaded), **tensors} == {**vars(checkpoint), **tensors}
+    assert loaded.random["cpu"].equal(checkpoint.random["cpu"])
+    assert (loaded.epoch, loaded.rows) == (3, 17)
     assert loaded.load_spec().fingerprint == checkpoint.fingerprint
     assert [file.name for file in path.parent.iterdir()] == ["best.pt"]
 
@@ -49,6 +55,22 @@ def test_a_failed_save_leaves_the_last_one(checkpoint, tmp_path, monkeypatch):
         save_checkpoint(path, checkpoint)
     assert load_checkpoint(path).epoch == 3
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_random_states_are_restored():
+    states = random_states()
+    expected = torch.rand(3)
+    restore_random_states(states)
+    assert torch.rand(3).equal(expected)
+
+
+def test_the_old_file_can_be_kept_under_another_name(checkpoint, tmp_path):
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for rows in (1, 2, 3):
+        state = {**checkpoint.state, "rows": rows}
+        save_checkpoint(last, dataclasses.replace(checkpoint, state=state), previous)
+    assert (load_checkpoint(last).rows, load_checkpoint(previous).rows) == (3, 2)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):

@@ -1,15 +1,18 @@
+import contextlib
 import shutil
 import threading
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from featurestore.errors import ArtifactError, NotFound
 from featurestore.store import FeatureStore
-from training.packing import pack, packed_columns
-from training.stream import SplitStream
+from training.order import Share
+from training.packing import RowFormat
+from training.stream import FEEDS, SplitStream
 
 
 def rows_of(batches):
@@ -23,7 +26,7 @@ def rows_of(batches):
 
 def stored(store, split="train"):
     """Return the split as the store has it, in the same form and the store's order."""
-    table = store.stream(split, packed_columns(store.spec)).read_all()
+    table = store.stream(split, RowFormat.of(store.spec).columns).read_all()
     *slots, label = (column.to_numpy() for column in table.columns)
     if store.spec.label.is_binary:
         label = (label >= store.spec.label.threshold).astype(np.float32)
@@ -34,7 +37,10 @@ def sorted_rows(rows):
     return rows[np.lexsort(rows.T)]
 
 
-SIZES = {"kept": 8_000_000, "streamed": 3000, "smaller than a batch": 100}
+WINDOWS = {"whole": 1 << 20, "in windows": 3000, "smaller than a batch": 100}
+
+every_feed = pytest.mark.parametrize("feed", FEEDS)
+every_window = pytest.mark.parametrize("window_rows", WINDOWS.values(), ids=WINDOWS)
 
 
 @pytest.fixture(params=["tiny", "binary"])
@@ -42,59 +48,117 @@ def store(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("buffer_rows", SIZES.values(), ids=SIZES)
+@pytest.fixture
+def open_stream(tmp_path):
+    """A function that opens a stream which is closed when the test ends, its copies in a folder of the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(store, split="train", batch_size=512, **options):
+            stream = SplitStream(store, split, batch_size, cache=tmp_path, **options)
+            stack.callback(stream.close)
+            return stream
+
+        yield make
+
+
+@every_feed
+@every_window
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_row_comes_exactly_once_an_epoch(store, buffer_rows, shuffle):
-    stream = SplitStream(store, "train", 512, seed=3, shuffle=shuffle, buffer_rows=buffer_rows)
+def test_every_row_comes_exactly_once_an_epoch(store, open_stream, feed, window_rows, shuffle):
+    stream = open_stream(store, seed=3, shuffle=shuffle, feed=feed, window_rows=window_rows)
     expected = stored(store)
     assert stream.rows == len(expected)
     for epoch in (0, 1):
         assert (sorted_rows(rows_of(stream.epoch(epoch))) == sorted_rows(expected)).all()
 
 
-@pytest.mark.parametrize("buffer_rows", SIZES.values(), ids=SIZES)
-def test_without_shuffling_the_order_is_the_stores(store, buffer_rows):
-    stream = SplitStream(store, "train", 512, buffer_rows=buffer_rows)
-    assert (rows_of(stream.epoch(0)) == stored(store)).all()
+@every_feed
+def test_without_shuffling_the_order_is_the_stores(store, open_stream, feed):
+    assert (rows_of(open_stream(store, feed=feed).epoch(0)) == stored(store)).all()
 
 
-@pytest.mark.parametrize("buffer_rows", SIZES.values(), ids=SIZES)
-def test_the_order_depends_on_seed_and_epoch_but_not_on_the_batch_size(tiny, buffer_rows):
-    def epoch(number, seed=3, batch_size=512):
-        options = {"seed": seed, "shuffle": True, "buffer_rows": buffer_rows}
-        return rows_of(SplitStream(tiny, "train", batch_size, **options).epoch(number))
+@every_window
+def test_the_order_is_the_same_whatever_the_feed_the_batch_size_and_the_ranks(tiny, open_stream, window_rows):
+    def epoch(number=1, seed=3, **options):
+        stream = open_stream(tiny, seed=seed, shuffle=True, window_rows=window_rows, **options)
+        return rows_of(stream.epoch(number))
 
-    first = epoch(1)
-    assert (epoch(1) == first).all()
-    assert (epoch(1, batch_size=100) == first).all()
+    first = epoch()
+    for feed in FEEDS:
+        assert (epoch(feed=feed) == first).all()
+        assert (epoch(feed=feed, batch_size=100) == first).all()
     assert (epoch(2) != first).any()
-    assert (epoch(1, seed=4) != first).any()
+    assert (epoch(seed=4) != first).any()
 
 
-def test_epochs_can_be_asked_for_again_and_out_of_order(tiny):
-    stream = SplitStream(tiny, "train", 512, seed=3, shuffle=True)
+@every_feed
+@every_window
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_have_disjoint_rows_that_are_together_the_batches_of_one(
+    tiny, open_stream, feed, window_rows, ranks
+):
+    options = {"seed": 3, "shuffle": True, "feed": feed, "window_rows": window_rows, "batch_size": 1000}
+    whole = list(open_stream(tiny, **options).epoch(1))
+    parts = [open_stream(tiny, share=Share(rank, ranks), **options).epoch(1) for rank in range(ranks)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert torch.cat([share.slots for share in shares]).equal(batch.slots)
+        assert torch.cat([share.labels for share in shares]).equal(batch.labels)
+        assert {share.total for share in shares} == {len(batch.labels)}
+
+
+def test_a_rank_without_rows_gets_empty_batches_of_the_right_shape(tiny, open_stream):
+    (batch,) = open_stream(tiny, batch_size=1 << 20, share=Share(0, 1 << 30)).epoch(0)
+    assert batch.slots.shape == (0, 8)
+    assert batch.labels.shape == (0,)
+    assert batch.total == tiny.splits.rows["train"]
+
+
+@every_feed
+@every_window
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batches", [0, 3, 1 << 20])
+def test_an_epoch_can_be_gone_on_with_from_any_batch(tiny, open_stream, feed, window_rows, shuffle, batches):
+    stream = open_stream(tiny, seed=3, shuffle=shuffle, feed=feed, window_rows=window_rows)
+    start = min(batches * 512, stream.rows)
+    whole = rows_of(stream.epoch(1))
+    rest = list(stream.epoch(1, start))
+    assert sum(batch.total for batch in rest) == stream.rows - start
+    assert not rest or (rows_of(rest) == whole[start:]).all()
+
+
+def test_epochs_can_be_asked_for_again_and_out_of_order(tiny, open_stream):
+    stream = open_stream(tiny, seed=3, shuffle=True)
     third, first = rows_of(stream.epoch(3)), rows_of(stream.epoch(1))
     assert (rows_of(stream.epoch(3)) == third).all()
     assert (rows_of(stream.epoch(1)) == first).all()
 
 
-def test_a_kept_split_is_read_once_and_permuted_as_a_whole(tiny):
-    stream = SplitStream(tiny, "train", 512, seed=3, shuffle=True)
+@pytest.mark.parametrize("feed", ["memory", "device"])
+def test_a_split_in_memory_is_read_once(tiny, open_stream, feed):
+    stream = open_stream(tiny, seed=3, shuffle=True, feed=feed)
     rows_of(stream.epoch(0))
     tiny.stream = None  # reading again would raise
-    shuffled = rows_of(stream.epoch(1))
-    position = {row.tobytes(): index for index, row in enumerate(np.unique(shuffled, axis=0))}
-    found = np.array([position[row.tobytes()] for row in shuffled])
-    assert abs(np.corrcoef(found, np.arange(len(found)))[0, 1]) < 0.05
+    assert len(rows_of(stream.epoch(1))) == stream.rows
 
 
-@pytest.mark.parametrize("buffer_rows", SIZES.values(), ids=SIZES)
+@every_feed
+@every_window
 @pytest.mark.parametrize("batch_size", [1000, 50_000])
-def test_only_the_last_batch_is_short(tiny, buffer_rows, batch_size):
-    stream = SplitStream(tiny, "train", batch_size, shuffle=True, buffer_rows=buffer_rows)
+def test_only_the_last_batch_is_short(tiny, open_stream, feed, window_rows, batch_size):
+    stream = open_stream(tiny, batch_size=batch_size, shuffle=True, feed=feed, window_rows=window_rows)
     sizes = [len(batch.labels) for batch in stream.epoch(0)]
     assert sum(sizes) == stream.rows
     assert all(size == batch_size for size in sizes[:-1])
+
+
+def test_a_shuffle_in_windows_leaves_no_more_order_than_one_of_the_whole(tiny, open_stream):
+    """Neighbours in an epoch are not neighbours in time: the autocorrelation is within that of chance."""
+    stream = open_stream(tiny, seed=3, shuffle=True, window_rows=1000)
+    place = {row.tobytes(): index for index, row in enumerate(stored(tiny))}
+    found = np.array([place[row.tobytes()] for row in rows_of(stream.epoch(0))], np.float64)
+    chance = 4 / np.sqrt(len(found))
+    for lag in (1, 2, 10, 100):
+        assert abs(np.corrcoef(found[:-lag], found[lag:])[0, 1]) < chance
 
 
 def test_batches_have_the_types_that_the_model_takes(tiny):
@@ -117,10 +181,10 @@ def test_an_empty_split_has_no_batches(article_store):
         assert list(SplitStream(store, "test", 512, shuffle=True).epoch(0)) == []
 
 
-@pytest.mark.parametrize("buffer_rows", SIZES.values(), ids=SIZES)
-def test_an_abandoned_epoch_leaves_no_thread_at_work(tiny, buffer_rows):
-    stream = SplitStream(tiny, "train", 512, seed=3, shuffle=True, buffer_rows=buffer_rows)
-    batches = stream.epoch(0)
+@every_feed
+@every_window
+def test_an_abandoned_epoch_leaves_no_thread_at_work(tiny, open_stream, feed, window_rows):
+    batches = open_stream(tiny, seed=3, shuffle=True, feed=feed, window_rows=window_rows).epoch(0)
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("slotstore-prefetch")]
@@ -131,17 +195,25 @@ def test_an_unknown_split_names_the_nearest(tiny):
         SplitStream(tiny, "trian", 512)
 
 
-@pytest.mark.parametrize(("batch_size", "buffer_rows"), [(0, 1), (1, 0)])
-def test_sizes_must_be_positive(tiny, batch_size, buffer_rows):
+@pytest.mark.parametrize(("batch_size", "window_rows"), [(0, 1), (1, 0)])
+def test_sizes_must_be_positive(tiny, batch_size, window_rows):
     with pytest.raises(ValueError, match=r"must be positive"):
-        SplitStream(tiny, "train", batch_size, buffer_rows=buffer_rows)
+        SplitStream(tiny, "train", batch_size, window_rows=window_rows)
 
 
-@pytest.mark.parametrize("buffer_rows", [8_000_000, 3000], ids=["kept", "streamed"])
-def test_a_shard_damaged_after_opening_is_an_error_that_says_where(tiny_store, tmp_path, buffer_rows):
+def test_an_unknown_feed_names_the_nearest(tiny):
+    with pytest.raises(ValueError, match=r"did you mean 'stream'"):
+        SplitStream(tiny, "train", 512, feed="steam")
+
+
+@every_feed
+@every_window
+def test_a_shard_damaged_after_opening_is_an_error_that_says_where(
+    tiny_store, open_stream, tmp_path, feed, window_rows
+):
     copy = shutil.copytree(tiny_store, tmp_path / "store")
     with FeatureStore(copy) as store:
-        stream = SplitStream(store, "train", 512, shuffle=True, buffer_rows=buffer_rows)
+        stream = open_stream(store, shuffle=True, feed=feed, window_rows=window_rows)
         shard = store.snapshot.files("examples")[1]
         content = bytearray(shard.read_bytes())
         content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
@@ -150,15 +222,30 @@ def test_a_shard_damaged_after_opening_is_an_error_that_says_where(tiny_store, t
             list(stream.epoch(0))
 
 
-def test_rows_that_are_missing_are_an_error(tiny):
-    stream = SplitStream(tiny, "train", 512, shuffle=True, buffer_rows=3000)
-    stream.rows += 1
+def test_rows_that_are_missing_are_an_error(tiny, open_stream):
+    tiny.splits.rows["train"] += 1
     with pytest.raises(ArtifactError, match=r"the manifest says"):
-        list(stream.epoch(0))
+        list(open_stream(tiny, shuffle=True).epoch(0))
 
 
-def test_a_label_that_is_missing_is_an_error_not_a_number(tiny):
-    names = packed_columns(tiny.spec)
-    columns = [pa.array([1], pa.int32())] * (len(names) - 1) + [pa.array([None], pa.float32())]
-    with pytest.raises(pa.ArrowException, match=r"no nulls"):
-        pack(pa.record_batch(columns, names), np.empty((1, len(names)), np.int32), None)
+@pytest.mark.parametrize("slot", [-1, 32768])
+def test_a_slot_that_the_table_does_not_have_is_found_before_it_is_looked_up(
+    tiny_store, open_stream, tmp_path, slot
+):
+    copy = shutil.copytree(tiny_store, tmp_path / "store")
+    with FeatureStore(copy) as store:
+        shard = store.snapshot.files("examples")[0]
+        table = pq.read_table(shard)
+        column = table["zip_slot_0"].to_pylist()
+        table = table.set_column(
+            table.schema.get_field_index("zip_slot_0"),
+            "zip_slot_0",
+            pa.array([slot, *column[1:]], pa.int32()),
+        )
+        pq.write_table(table, shard)
+        found = (
+            rf"train of snapshot .*: zip_slot_0 of feature zip, value '{table['zip'][0]}', is {slot}; "
+            r"the table has 32,768 slots, 0 to 32767"
+        )
+        with pytest.raises(ArtifactError, match=found):
+            list(open_stream(store).epoch(0))

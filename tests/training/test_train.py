@@ -7,10 +7,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from featurestore.errors import FingerprintError, NotFound, SpecError, TrainingError
+from featurestore.errors import NotFound, SpecError, TrainingError
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.job import train
+from training.stream import FEEDS
 from training.train import command
 
 
@@ -44,45 +45,25 @@ def test_training_leaves_the_random_state_and_the_threads_alone(config):
     assert torch.get_num_threads() == threads
 
 
-def test_a_resumed_training_is_as_one_that_never_stopped(config, tmp_path):
-    whole = train(config(epochs=3, patience=9, checkpoint_dir=tmp_path / "whole"))
-    part = train(config(epochs=2, patience=9, checkpoint_dir=tmp_path / "part"))
-    resumed = train(config(epochs=3, patience=9, resume=part.checkpoint, checkpoint_dir=tmp_path / "resumed"))
-    assert part.best_epoch == 2
-    assert losses(resumed) == losses(whole)[2:]
-    assert resumed.test == whole.test
-
-
-def test_a_resumed_training_that_gets_no_better_keeps_the_checkpoint_it_came_from(config, trained, tmp_path):
-    resumed = train(
-        config(epochs=3, resume=trained.checkpoint, learning_rate=0.5, checkpoint_dir=tmp_path / "new")
-    )
-    assert not resumed.epochs[0].best
-    assert (resumed.checkpoint, resumed.best_epoch) == (trained.checkpoint, 2)
-    assert resumed.test == trained.test
-
-
-def test_resuming_refuses_a_snapshot_of_another_spec(config, trained, binary_store):
-    with pytest.raises(FingerprintError, match=trained.fingerprint):
-        train(config(binary_store, epochs=3, resume=trained.checkpoint))
-
-
-def test_resuming_needs_epochs_to_train(config, trained):
-    with pytest.raises(SpecError, match=r"--epochs must be above the 2"):
-        train(config(resume=trained.checkpoint))
-
-
 def test_the_checkpoint_is_that_of_the_best_epoch(config):
     result = train(config(epochs=4, patience=9, learning_rate=0.02))
     best = min(result.epochs, key=lambda epoch: epoch.score)
     checkpoint = load_checkpoint(result.checkpoint)
     assert result.best_epoch == checkpoint.epoch == best.epoch < 4
-    assert checkpoint.score == best.score
+    assert checkpoint.state["history"][-1]["validation"]["loss"] == best.score
 
 
-def test_a_split_larger_than_the_buffer_trains_as_well(config, trained):
-    streamed = train(config(buffer_rows=3000))
+def test_a_split_of_several_windows_trains_as_well(config, trained):
+    streamed = train(config(window_rows=3000))
     assert streamed.epochs[-1].validation.loss == pytest.approx(trained.epochs[-1].validation.loss, rel=0.05)
+
+
+@pytest.mark.parametrize("window_rows", [1 << 20, 3000], ids=["whole", "in windows"])
+def test_the_feed_changes_nothing(config, window_rows):
+    first, *others = [train(config(feed=feed, window_rows=window_rows)) for feed in FEEDS]
+    for other in others:
+        assert losses(other) == losses(first)
+        assert other.test == first.test
 
 
 def test_a_binary_label_has_a_log_loss_and_an_auc(config, binary_store):
@@ -101,11 +82,11 @@ def test_without_validation_and_test_rows_training_goes_by_its_own_loss(
     assert result.best_epoch == 2
 
 
-def ingest_split(ingest_folder, source, folder, boundary):
+def ingest_split(ingest_folder, source, folder, boundary, num_slots=64, dim=2):
     """Ingest with all examples before, or after, a time that none is near."""
     spec = folder / "split.toml"
     spec.write_text(
-        '[table]\nnum_slots = 64\ndim = 2\n[[features]]\nname = "user_id"\nlookups = 1\n'
+        f'[table]\nnum_slots = {num_slots}\ndim = {dim}\n[[features]]\nname = "user_id"\nlookups = 1\n'
         f'[label]\ncolumn = "rating"\n[split]\nkind = "time"\nboundaries = ["{boundary}"]\n'
     )
     ingest_folder(source, folder / "store", spec=str(spec))
@@ -134,26 +115,57 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     with pytest.raises(SpecError) as raised:
         TrainConfig(
             tmp_path, device="tpu", epochs=0, batch_size=-1, learning_rate=float("nan"), weight_decay=-1.0,
-            patience=0, seed=-1, buffer_rows=0, threads=0, run_name="a/b",
+            patience=0, seed=-1, window_rows=0, threads=0, run_name="a/b", model="articel", optimizer="x",
+            feed="ram", step="graf", precision="fp8", clip_norm=0.0, table_learning_rate=-1.0,
+            checkpoint_seconds=-1.0,
         )  # fmt: skip
     assert raised.value.problems == [
         "--epochs must be at least 1, got 0",
         "--batch-size must be at least 1, got -1",
         "--patience must be at least 1, got 0",
         "--seed must be at least 0, got -1",
-        "--buffer-rows must be at least 1, got 0",
+        "--window-rows must be at least 1, got 0",
         "--threads must be at least 1, got 0",
         "--lr must be a number above 0, got nan",
+        "--table-lr must be a number above 0, got -1.0",
+        "--clip-norm must be a number above 0, got 0.0",
         "--weight-decay must be a number of at least 0, got -1.0",
-        "--device: unknown device 'tpu', expected auto, cpu, cuda",
+        "--checkpoint-seconds must be a number of at least 0, got -1.0",
+        "--model: unknown model 'articel' (did you mean 'article'?)",
+        "--optimizer: unknown optimizer 'x' (known: adam, rowwise_adagrad)",
+        "--feed: unknown feed 'ram' (did you mean 'stream'?)",
+        "--step: unknown step 'graf' (did you mean 'graph'?)",
+        "--precision: unknown precision 'fp8' (known: fp32, tf32, bf16)",
+        "--device: unknown device 'tpu', expected auto, cpu, cuda or cuda:N",
         "--run-name must be text without slashes, got 'a/b'",
     ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_where_there_is_none_is_an_error(config):
-    with pytest.raises(SpecError, match=r"--device cuda: this torch sees no CUDA device"):
-        config(device="cuda")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_cuda_where_there_is_none_is_an_error(config, device):
+    with pytest.raises(SpecError, match=rf"--device {device}: this torch sees no CUDA device"):
+        config(device=device)
+
+
+def test_a_device_that_is_not_there_is_an_error(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SpecError, match=r"--device cuda:2: this torch sees 2 CUDA devices, from cuda:0 on"):
+        config(device="cuda:2")
+
+
+def test_a_table_too_large_for_memory_is_an_error_that_says_what_to_lower(
+    config, synthetic_source, ingest_folder, tmp_path
+):
+    store = ingest_split(
+        ingest_folder, synthetic_source, tmp_path, "2030-01-01", num_slots=2**31 - 1, dim=4096
+    )
+    with pytest.raises(TrainingError) as raised:
+        train(config(store, batch_size=77))
+    assert "out of memory on cpu: " in str(raised.value)
+    assert "The table of 2,147,483,647 slots x 4096 takes 35,184,372,072,448 bytes" in str(raised.value)
+    assert "Lower --batch-size (now 77)" in str(raised.value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -183,8 +195,10 @@ def test_the_command_shows_epochs_result_and_next_commands(tiny_store, tmp_path)
     assert [line.split()[0] for line in lines[1:3]] == ["1", "2"]
     assert f"checkpoint  {tmp_path / 'best.pt'}" in lines
     assert f"slotstore predict {tmp_path / 'best.pt'} user_id=" in lines[-1]
-    assert result.stderr.splitlines()[0].startswith("epoch 1/2  train rmse ")
-    assert result.stderr.splitlines()[0].endswith("rows/s  best so far")
+    feed, first, _ = result.stderr.splitlines()
+    assert feed.startswith("feed memory: the splits take 0 MB as packed slots, ")
+    assert first.startswith("epoch 1/2  train rmse ")
+    assert first.endswith("rows/s  best so far")
 
 
 def test_the_command_prints_json(tiny_store, trained, tmp_path):

@@ -1,0 +1,100 @@
+"""The folder of a run: its best checkpoint, where it stands, and where it stood before."""
+
+import datetime
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.errors import ArtifactError, NotFound, VersionError, did_you_mean
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+_NAME = re.compile(r"\d{8}-\d{6}-.*")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its checkpoints.
+
+    best.pt: the model of the best epoch. last.pt: the newest state, from which the run is resumed.
+    previous.pt: the state before, in case that one is damaged.
+    """
+
+    path: Path
+
+    @property
+    def best(self) -> Path:
+        """The model of the best epoch."""
+        return self.path / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """The newest state."""
+        return self.path / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The state before that."""
+        return self.path / "previous.pt"
+
+    def save_last(self, checkpoint: Checkpoint) -> None:
+        """Write the newest state; the one it takes the place of becomes the previous one."""
+        save_checkpoint(self.last, checkpoint, self.previous)
+
+    def load_last(self, note: Callable[[str], None]) -> Checkpoint:
+        """Load the newest state that is intact; ``note`` is told where that is not the last one.
+
+        Raises:
+            NotFound: there is none.
+            ArtifactError: none is intact.
+        """
+        try:
+            return load_checkpoint(self.last)
+        except VersionError:
+            raise
+        except (NotFound, ArtifactError) as error:
+            if not self.previous.exists():
+                raise
+            checkpoint = load_checkpoint(self.previous)
+            note(f"{error}\nGoing on from the checkpoint before it: {describe(checkpoint)}.")
+            return checkpoint
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """Return where a checkpoint stands, for a person."""
+    return f"epoch {checkpoint.epoch + 1}, {checkpoint.rows:,} rows into it"
+
+
+def new_run(checkpoints: Path, name: str | None) -> RunFolder:
+    """Return a folder that no other run has: the time in UTC, a few random digits, the run's own name."""
+    now = datetime.datetime.now(datetime.UTC)
+    return RunFolder(
+        checkpoints / "-".join(filter(None, [f"{now:%Y%m%d-%H%M%S}", secrets.token_hex(2), name]))
+    )
+
+
+def find_run(run: str, checkpoints: Path) -> RunFolder | Path:
+    """Return the run, or the checkpoint file, that ``--resume`` names.
+
+    Args:
+        run: a checkpoint file, a run's folder, its name or a part of it, or ``latest``.
+        checkpoints: the folder with the store's runs.
+
+    Raises:
+        NotFound: none, or several, are called that.
+    """
+    path = Path(run)
+    if path.is_file() or (path.suffix == ".pt" and not path.is_dir()):
+        return path
+    if path.is_dir() and run not in ("", "."):
+        return RunFolder(path)
+    names = sorted(each.name for each in checkpoints.glob("*") if each.is_dir())
+    if run == "latest" and (made := [name for name in names if _NAME.fullmatch(name)]):
+        return RunFolder(checkpoints / made[-1])
+    matching = [name for name in names if run == name] or [name for name in names if run and run in name]
+    if len(matching) == 1:
+        return RunFolder(checkpoints / matching[0])
+    if matching:
+        raise NotFound(f"{len(matching)} runs are called like {run!r}: {', '.join(matching)}")
+    raise NotFound(f"no run {run!r} in {checkpoints}{did_you_mean(run, names)}")
