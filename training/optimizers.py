@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from training.embeddings import sparse_gradient
 from training.sharded import ShardedEmbedding, full_state, own_state
 from training.world import World, is_sharded
 
-KINDS = ("adam", "rowwise_adagrad")
+OPTIMIZERS = ("adam", "rowwise_adagrad")
 TABLE_LR = 0.05
 """The table's learning rate under row-wise Adagrad, where none is given."""
 
@@ -23,19 +23,12 @@ def coalesced(gradient: torch.Tensor) -> torch.Tensor:
     """Sum what a sparse gradient (rows, D) has for the same row; the rows are then sorted.
 
     It is `Tensor.coalesce` in half the time on a CPU (65,536 rows of 16 floats, one thread: 0.8 ms against
-    1.5; unique with index_add_ takes 1.4, sorting with index_add_ 3.1): the rows' order is found by
-    sorting, and embedding_bag sums each run of equal rows without making the sorted copy.
+    1.5; unique with index_add_ takes 1.4, sorting with index_add_ 3.1).
     """
     if gradient.is_coalesced():
         return gradient
     rows, values = gradient._indices()[0], gradient._values()  # the public ones want it coalesced
-    if len(rows):
-        ordered, order = rows.sort()
-        rows, counts = torch.unique_consecutive(ordered, return_counts=True)
-        values = functional.embedding_bag(order, values, counts.cumsum(0) - counts, mode="sum")
-    return torch.sparse_coo_tensor(
-        rows.unsqueeze(0), values, gradient.shape, is_coalesced=True, check_invariants=False
-    )
+    return sparse_gradient(rows, values, len(gradient))
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -163,7 +156,8 @@ def clip_gradients(
     """Scale all gradients so that their norm, over all of them together, is at most ``max_norm``.
 
     `torch.nn.utils.clip_grad_norm_` for sparse gradients too, which are coalesced in the process, and for
-    tables whose rows are spread over the ranks of ``world``. It never waits for the device.
+    tables whose rows are spread over the ranks of ``world``, the one joined where it is None: each rank then
+    has the same norm, and scales as the others do. It never waits for the device.
 
     Returns:
         The norm there was, float32 ().
@@ -173,9 +167,9 @@ def clip_gradients(
     if not values:
         return torch.zeros(())
     norms = torch.stack([torch.linalg.vector_norm(value) for value in values])
-    if world is not None and any(map(is_sharded, having)):
+    if any(map(is_sharded, having)):
         sharded = torch.tensor([is_sharded(parameter) for parameter in having], device=norms.device)
-        everywhere = world.sum_over_ranks(norms.square() * sharded)
+        everywhere = (world or World.current()).sum_over_ranks(norms.square() * sharded)
         norms = torch.where(sharded, everywhere.sqrt(), norms)
     norm: torch.Tensor = torch.linalg.vector_norm(norms)
     torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils does
@@ -286,8 +280,8 @@ def build_optimizer(
     Raises:
         ValueError: an unknown kind, or one that does not go with the rest.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown optimizer {kind!r}, expected {', '.join(KINDS)}")
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {kind!r}, expected {', '.join(OPTIMIZERS)}")
     table = model.get_parameter("embedding.weight")
     rowwise = None
     if kind == "rowwise_adagrad":

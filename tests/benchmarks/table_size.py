@@ -28,6 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from training.embeddings import UnifiedEmbedding
 from training.optimizers import build_optimizer
 
 ROWS, LOOKUPS, DIM = 8192, 8, 16
@@ -37,23 +38,12 @@ DRAWS = ("uniform", "zipf")
 WARM_UP = 2
 
 
-class Table(nn.Module):
-    def __init__(self, num_slots, *, sparse):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_slots, DIM))
-        nn.init.normal_(self.weight, std=0.01)
-        self.sparse = sparse
-
-    def forward(self, slots):
-        return functional.embedding(slots, self.weight, sparse=self.sparse).flatten(1)
-
-
 class Network(nn.Module):
     """The article's, over a table that may have sparse gradients."""
 
     def __init__(self, num_slots, *, sparse):
         super().__init__()
-        self.embedding = Table(num_slots, sparse=sparse)
+        self.embedding = UnifiedEmbedding(num_slots, DIM, 0.01, sparse=sparse)
         self.layers = nn.Sequential(nn.Linear(LOOKUPS * DIM, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, slots):
