@@ -47,15 +47,19 @@ class UnifiedEmbedding(nn.Module):
 
     def forward(self, slots: torch.Tensor) -> torch.Tensor:
         """Look up and concatenate: (B, L) -> (B, L * D)."""
-        if self.weight.device.type == "cpu":
-            rows: torch.Tensor = _CpuLookup.apply(self.weight, slots, self.sparse)
-        else:
-            rows = functional.embedding(slots, self.weight, sparse=self.sparse)
-        return rows.flatten(1)  # (B, L, D) -> (B, L * D)
+        return look_up(self.weight, slots, sparse=self.sparse).flatten(1)  # (B, L, D) -> (B, L * D)
 
     def extra_repr(self) -> str:
         """Describe the table in `repr`."""
         return "{}, {}".format(*self.weight.shape) + (", sparse=True" if self.sparse else "")
+
+
+def look_up(weight: torch.Tensor, slots: torch.Tensor, *, sparse: bool = False) -> torch.Tensor:
+    """Return ``weight[slots]``, (N, D) and (...) -> (..., D), whose gradient costs little on a CPU too."""
+    if weight.device.type == "cpu":
+        rows: torch.Tensor = _CpuLookup.apply(weight, slots, sparse)
+        return rows
+    return functional.embedding(slots, weight, sparse=sparse)
 
 
 class _CpuLookup(torch.autograd.Function):

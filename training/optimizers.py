@@ -6,14 +6,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from training.embeddings import sparse_gradient
 from training.sharded import ShardedEmbedding, full_state, own_state
 from training.world import World, is_sharded
 
 OPTIMIZERS = ("adam", "rowwise_adagrad")
 TABLE_LR = 0.05
-"""The table's learning rate under row-wise Adagrad, where none is given."""
+"""The table's learning rate under row-wise Adagrad, where none is given.
+
+Best validation RMSE, the mean of three seeds: 1.0170 on ml-100k (batches of 1,024), 0.9605 on a million
+synthetic ratings (8,192). Adam's at 2e-3: 1.0181 and 0.9617. 0.02 gives 1.0164 and 0.9612, 0.2 1.0169 and
+0.9478, and from there on ml-100k is overfitted within two epochs.
+"""
 
 FLUSH_ROWS = 1_000_000
 """Rows that are brought up to date at a time, so that no copy of a large table is made."""
@@ -23,19 +28,12 @@ def coalesced(gradient: torch.Tensor) -> torch.Tensor:
     """Sum what a sparse gradient (rows, D) has for the same row; the rows are then sorted.
 
     It is `Tensor.coalesce` in half the time on a CPU (65,536 rows of 16 floats, one thread: 0.8 ms against
-    1.5; unique with index_add_ takes 1.4, sorting with index_add_ 3.1): the rows' order is found by
-    sorting, and embedding_bag sums each run of equal rows without making the sorted copy.
+    1.5; unique with index_add_ takes 1.4, sorting with index_add_ 3.1).
     """
     if gradient.is_coalesced():
         return gradient
     rows, values = gradient._indices()[0], gradient._values()  # the public ones want it coalesced
-    if len(rows):
-        ordered, order = rows.sort()
-        rows, counts = torch.unique_consecutive(ordered, return_counts=True)
-        values = functional.embedding_bag(order, values, counts.cumsum(0) - counts, mode="sum")
-    return torch.sparse_coo_tensor(
-        rows.unsqueeze(0), values, gradient.shape, is_coalesced=True, check_invariants=False
-    )
+    return sparse_gradient(rows, values, len(gradient))
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -100,10 +98,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         if group["weight_decay"]:
             state["log_decay"] += math.log1p(-group["lr"] * group["weight_decay"])
         _pay(table, state, rows)
-        squares = state["sum"][rows] + values.square().mean(1)  # (U,)
-        state["sum"][rows] = squares
-        step = values / (squares.sqrt() + group["eps"]).unsqueeze(1)
-        table.index_add_(0, rows, step, alpha=-group["lr"])
+        # index_select with index_copy_: a fifth of the time of index_add_, or of weight[rows], on a CPU
+        squares = state["sum"].index_select(0, rows) + values.square().mean(1)  # (U,)
+        state["sum"].index_copy_(0, rows, squares)
+        roots = (squares.sqrt() + group["eps"]).unsqueeze(1)
+        table.index_copy_(0, rows, table.index_select(0, rows).addcdiv_(values, roots, value=-group["lr"]))
 
     def _state_for(self, table: torch.Tensor, *, decays: bool) -> dict[str, Any]:
         state: dict[str, Any] = self.state[table]
@@ -150,9 +149,9 @@ def _pay(table: torch.Tensor, state: Mapping[str, Any], rows: torch.Tensor) -> N
     """Multiply rows by the decay they still owe. A row that comes twice is written twice with one value."""
     if not state.get("log_decay"):
         return
-    owed = state["log_decay"] - state["decayed"][rows]  # (n,)
-    table[rows] = table[rows] * owed.exp().to(table.dtype).unsqueeze(1)
-    state["decayed"][rows] = state["log_decay"]
+    owed = state["log_decay"] - state["decayed"].index_select(0, rows)  # (n,)
+    table.index_copy_(0, rows, table.index_select(0, rows) * owed.exp().to(table.dtype).unsqueeze(1))
+    state["decayed"].index_fill_(0, rows, state["log_decay"])
 
 
 @torch.no_grad()
@@ -162,7 +161,8 @@ def clip_gradients(
     """Scale all gradients so that their norm, over all of them together, is at most ``max_norm``.
 
     `torch.nn.utils.clip_grad_norm_` for sparse gradients too, which are coalesced in the process, and for
-    tables whose rows are spread over the ranks of ``world``. It never waits for the device.
+    tables whose rows are spread over the ranks of ``world``, the one joined where it is None: each rank then
+    has the same norm, and scales as the others do. It never waits for the device.
 
     Returns:
         The norm there was, float32 ().
@@ -172,9 +172,9 @@ def clip_gradients(
     if not values:
         return torch.zeros(())
     norms = torch.stack([torch.linalg.vector_norm(value) for value in values])
-    if world is not None and any(map(is_sharded, having)):
+    if any(map(is_sharded, having)):
         sharded = torch.tensor([is_sharded(parameter) for parameter in having], device=norms.device)
-        everywhere = world.sum_over_ranks(norms.square() * sharded)
+        everywhere = (world or World.current()).sum_over_ranks(norms.square() * sharded)
         norms = torch.where(sharded, everywhere.sqrt(), norms)
     norm: torch.Tensor = torch.linalg.vector_norm(norms)
     torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils does

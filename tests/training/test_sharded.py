@@ -4,28 +4,15 @@ import signal
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from featurestore.errors import TrainingError
+from training.embeddings import UnifiedEmbedding
 from training.optimizers import build_optimizer, clip_gradients
 from training.sharded import ShardedEmbedding, full_table, load_rows
 from training.world import World, broadcast_parameters, reduce_gradients
 
 SLOTS, DIM, LOOKUPS, BATCH = 23, 4, 3, 10  # 23 rows: of 4 ranks the last has 5
 WIDTHS = {1: [10], 2: [3, 7], 3: [0, 4, 6], 4: [2, 0, 7, 1]}  # rows of a global batch by rank: some have none
-
-
-class PlainTable(nn.Module):
-    """The table that the sharded one must equal."""
-
-    def __init__(self, sparse):
-        super().__init__()
-        self.sparse = sparse
-        self.weight = nn.Parameter(torch.empty(SLOTS, DIM))
-        nn.init.normal_(self.weight, std=0.5)
-
-    def forward(self, slots):
-        return functional.embedding(slots, self.weight, sparse=self.sparse).flatten(1)
 
 
 class Model(nn.Module):
@@ -40,7 +27,7 @@ class Model(nn.Module):
 
 def plain(sparse):
     torch.manual_seed(3)
-    return Model(PlainTable(sparse))
+    return Model(UnifiedEmbedding(SLOTS, DIM, 0.5, sparse=sparse))
 
 
 def sharded(world, sparse):
@@ -71,7 +58,7 @@ def train(model, optimizer, world, first, last):
         optimizer.zero_grad()
         ((model(mine) - 1).square().sum() / BATCH).backward()
         reduce_gradients(model, world)
-        clip_gradients(model.parameters(), 0.5, world)
+        clip_gradients(model.parameters(), 0.5)
         optimizer.step()
 
 
