@@ -142,3 +142,15 @@ def test_a_slot_outside_the_table_is_an_error_of_a_projection(slot):
     slots[7, 1] = slot
     with pytest.raises(IndexError, match="it has 50 rows"):
         table.project(slots, layer)
+
+
+def test_the_bits_of_a_projection_are_the_same_at_every_run():
+    table, layer, slots = projections(50, RADIX_ROWS)
+    found = []
+    for _ in range(3):
+        table.zero_grad()
+        output = table.project(slots, layer)
+        output.square().sum().backward()
+        found.append((output, table.weight.grad.clone()))
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
