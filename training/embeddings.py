@@ -82,11 +82,14 @@ class UnifiedEmbedding(nn.Module):
             projected: torch.Tensor = layer(self(slots))
             return projected
         (num_slots, dim), lookups = self.weight.shape, slots.shape[1]
-        if slots.min() < 0 or slots.max() >= num_slots:
+        low, high = torch.aminmax(slots)
+        if low < 0 or high >= num_slots:
             raise IndexError(f"a slot is outside the table: it has {num_slots:,} rows")
-        parts = layer.weight.view(-1, lookups, dim).permute(1, 2, 0)  # (L, D, H): all W_l.T
-        table = (self.weight @ parts).flatten(0, 1)  # (L * num_slots, H)
-        rows = slots + torch.arange(lookups, dtype=slots.dtype) * num_slots
+        parts = layer.weight.view(-1, lookups, dim).permute(2, 1, 0)  # (D, L, H): all W_l.T
+        table = (self.weight @ parts.flatten(1)).view(
+            num_slots * lookups, -1
+        )  # row s * L + l: weight[s] @ W_l.T
+        rows = slots * lookups + torch.arange(lookups, dtype=slots.dtype)
         sums: torch.Tensor = _CpuSum.apply(table, rows)
         return sums + layer.bias
 
