@@ -49,8 +49,12 @@ class ArticleMLP(nn.Module):
 
     def forward(self, slots: torch.Tensor) -> torch.Tensor:
         """Score examples: int (B, L) -> float32 (B,)."""
-        score: torch.Tensor = self.layers(self.embedding(slots)).squeeze(1)  # (B, L * D) -> (B, 1) -> (B,)
-        return score
+        first, *rest = self.layers
+        assert isinstance(first, nn.Linear)
+        hidden = self.embedding.project(slots, first)  # (B, L) -> (B, hidden)
+        for layer in rest:
+            hidden = layer(hidden)
+        return hidden.squeeze(1)  # (B, 1) -> (B,)
 
 
 class CrossLayer(nn.Module):

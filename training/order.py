@@ -62,7 +62,8 @@ class Window:
         """Return where its rows lie in the base order, in the epoch's order, int64 (n,)."""
         order = self.order()
         if self.chunks.size == 1:
-            return order + self.chunks[0] * self.chunk_rows
+            order += self.chunks[0] * self.chunk_rows
+            return order
         rows = self.chunks[:, None] * self.chunk_rows + np.arange(self.chunk_rows)  # (chunks, chunk_rows)
         short = self.chunk_rows * len(self.chunks) - self.rows  # missing at the end of the base order's last
         flat = rows.ravel()

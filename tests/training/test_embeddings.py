@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional
 
 from training.embeddings import RADIX_ROWS, UnifiedEmbedding, dense_gradient, sparse_gradient
@@ -103,3 +104,53 @@ def test_the_bits_are_the_same_at_every_run_and_number_of_threads(count):
 def test_a_slot_outside_the_table_is_an_error(slot, dtype):
     with pytest.raises(IndexError):
         UnifiedEmbedding(num_slots=3, dim=1)(torch.tensor([[0, slot]], dtype=dtype))
+
+
+def projections(num_slots, count, dtype=torch.int32):
+    """Return a table, a layer and slots with which `project` takes its own road where count is large."""
+    torch.manual_seed(0)
+    table, layer = UnifiedEmbedding(num_slots, dim=4), nn.Linear(12, 8)
+    return table, layer, random_slots(3 * count, num_slots, dtype).view(count, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("count", [5, RADIX_ROWS])
+def test_a_projection_is_the_layer_of_the_concatenated_rows(count, dtype):
+    table, layer, slots = projections(50, count, dtype)
+    upstream = random_rows(count, dim=8)
+    found = []
+    for compute in (lambda: table.project(slots, layer), lambda: layer(table(slots))):
+        table.zero_grad(), layer.zero_grad()
+        output = compute()
+        output.backward(upstream)
+        found.append([output, table.weight.grad, layer.weight.grad, layer.bias.grad])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-3 if count > 5 else 1e-6)
+
+
+def test_large_batches_on_a_small_table_are_projected():
+    table, _, slots = projections(50, RADIX_ROWS)
+    assert table._projects_the_table(slots)
+    assert not table._projects_the_table(slots[:100])
+    assert not UnifiedEmbedding(RADIX_ROWS, dim=1)._projects_the_table(slots)
+    assert not UnifiedEmbedding(50, dim=1, sparse=True)._projects_the_table(slots)
+
+
+@pytest.mark.parametrize("slot", [-1, 50])
+def test_a_slot_outside_the_table_is_an_error_of_a_projection(slot):
+    table, layer, slots = projections(50, RADIX_ROWS)
+    slots[7, 1] = slot
+    with pytest.raises(IndexError, match="it has 50 rows"):
+        table.project(slots, layer)
+
+
+def test_the_bits_of_a_projection_are_the_same_at_every_run():
+    table, layer, slots = projections(50, RADIX_ROWS)
+    found = []
+    for _ in range(3):
+        table.zero_grad()
+        output = table.project(slots, layer)
+        output.square().sum().backward()
+        found.append((output, table.weight.grad.clone()))
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
