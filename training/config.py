@@ -93,7 +93,7 @@ class TrainConfig:
             if value not in known:
                 yield f"{flag(name)}: unknown {name} {value!r}{did_you_mean(value, known)}"
         if self.step == "graph" and self.optimizer != "adam":
-            yield "--step graph is for --optimizer adam: a batch's rows differ, and with them what is recorded"
+            yield "--step graph is for --optimizer adam: a batch's rows differ, and so does what is recorded"
         if self.optimizer == "adam" and self.table_learning_rate is not None:
             yield "--table-lr is for --optimizer rowwise_adagrad: adam has one rate, --lr"
 

@@ -4,8 +4,8 @@ A shuffled epoch reads it in chunks at random places, which Parquet is not made 
 bounded memory, kept in ``<store>/cache/<snapshot>/`` and removable at any time: ``slotstore cache``. Its name
 holds a digest of all that its content depends on, so that one of another snapshot or split is never taken.
 
-Two NumPy files: ``<split>-<digest>.npy``, int32 (rows, words), and ``<split>-<digest>.xxh3.npy``, the XXH3-64 of
-each chunk's bytes, uint64 (chunks,), by which damage is found when a chunk is read.
+Two NumPy files: ``<split>-<digest>.npy``, int32 (rows, words), and ``<split>-<digest>.xxh3.npy``, the XXH3-64
+of each chunk's bytes, uint64 (chunks,), by which damage is found when a chunk is read.
 """
 
 import contextlib

@@ -14,7 +14,16 @@ PROJECTION_RATIO = 6
 """Examples to a row of the table from which `UnifiedEmbedding.project` multiplies the table by the layer."""
 
 
-class UnifiedEmbedding(nn.Module):
+class SlotEmbedding(nn.Module):
+    """A table that is looked up by slots: int (B, L) -> float32 (B, L * D)."""
+
+    def project(self, slots: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+        """Return ``layer(self(slots))``: (B, L) -> (B, H)."""
+        projected: torch.Tensor = layer(self(slots))
+        return projected
+
+
+class UnifiedEmbedding(SlotEmbedding):
     """One table that every lookup of every feature reads: Unified Embedding.
 
     B. Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems",
@@ -75,8 +84,7 @@ class UnifiedEmbedding(nn.Module):
             IndexError: on a CPU, where a slot is outside the table.
         """
         if not self._projects_the_table(slots):
-            projected: torch.Tensor = layer(self(slots))
-            return projected
+            return super().project(slots, layer)
         (num_slots, dim), lookups = self.weight.shape, slots.shape[1]
         low, high = torch.aminmax(slots)
         if low < 0 or high >= num_slots:

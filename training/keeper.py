@@ -101,14 +101,15 @@ class CheckpointKeeper:
             return None
         if wrong := [name for name, weights in checkpoint.model.items() if not _finite(weights)]:
             raise TrainingError(
-                f"{wrong[0]} of the model is no number any more at {at(state.epoch, state.rows)}: lower the learning "
-                f"rate (--lr), or limit gradients (--clip-norm); checkpoints of before are in {self.folder.path}"
+                f"{wrong[0]} of the model is no number any more at {at(state.epoch, state.rows)}: lower the "
+                "learning rate (--lr), or limit gradients (--clip-norm); checkpoints of before are in "
+                f"{self.folder.path}"
             )
         return checkpoint
 
 
 def _finite(weights: torch.Tensor) -> bool:
-    """Whether all are finite, without a copy of a large table: no number, the extremes of others are none either."""
+    """Whether all are finite, without a copy of a large table: one that is not makes an extreme so."""
     if not weights.is_floating_point() or not weights.numel():
         return True
     low, high = weights.aminmax()

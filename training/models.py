@@ -8,9 +8,9 @@ from torch import nn
 
 from featurestore.errors import did_you_mean
 from featurestore.spec import FeatureSpec
-from training.embeddings import UnifiedEmbedding
+from training.embeddings import SlotEmbedding, UnifiedEmbedding
 
-Table = Callable[[int, int, float], nn.Module]
+Table = Callable[[int, int, float], SlotEmbedding]
 
 
 class ArticleMLP(nn.Module):
@@ -49,12 +49,10 @@ class ArticleMLP(nn.Module):
 
     def forward(self, slots: torch.Tensor) -> torch.Tensor:
         """Score examples: int (B, L) -> float32 (B,)."""
-        first, *rest = self.layers
+        first, rest = self.layers[0], self.layers[1:]
         assert isinstance(first, nn.Linear)
-        hidden = self.embedding.project(slots, first)  # (B, L) -> (B, hidden)
-        for layer in rest:
-            hidden = layer(hidden)
-        return hidden.squeeze(1)  # (B, 1) -> (B,)
+        score: torch.Tensor = rest(self.embedding.project(slots, first))  # (B, L) -> (B, hidden) -> (B, 1)
+        return score.squeeze(1)
 
 
 class CrossLayer(nn.Module):

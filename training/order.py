@@ -15,7 +15,7 @@ import numpy.typing as npt
 Order = npt.NDArray[np.int64]
 
 WINDOW_ROWS = 1 << 20
-"""Rows permuted together: 20 MB of packed rows at the default spec, and as many bytes again for their order."""
+"""Rows permuted together: 20 MB of packed rows at the default spec, and 8 MB for their order."""
 
 CHUNK_ROWS = 1 << 13
 """Rows that stay together in the base order and are read at once: 160 kB at the default spec."""

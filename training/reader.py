@@ -73,5 +73,6 @@ class SplitReader:
         )["value"]
         return ArtifactError(
             f"{self._place()}: {error.column} of feature {feature.name}, value {found[0].as_py()!r}, is "
-            f"{error.slot}; the table has {spec.table.num_slots:,} slots, 0 to {spec.table.num_slots - 1}{_REMEDY}"
+            f"{error.slot}; the table has {spec.table.num_slots:,} slots, 0 to {spec.table.num_slots - 1}"
+            f"{_REMEDY}"
         )

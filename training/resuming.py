@@ -49,9 +49,9 @@ class Resumed:
         here, there = store.snapshot.manifest.id, self.checkpoint.snapshot
         if self.checkpoint.rows and here != there:
             raise FingerprintError(
-                f"{self.what} is {self.checkpoint.rows:,} rows into an epoch of snapshot {there}, which snapshot "
-                f"{here} cannot go on with: give --snapshot {there}, or the best.pt beside it, which is of an "
-                "epoch's end."
+                f"{self.what} is {self.checkpoint.rows:,} rows into an epoch of snapshot {there}; "
+                f"snapshot {here} cannot go on with it: give --snapshot {there}, or the best.pt beside it, which is "
+                "of an epoch's end."
             )
 
     def _ended(self, config: TrainConfig) -> Iterator[str]:
@@ -60,7 +60,8 @@ class Resumed:
             yield f"--epochs must be above the {checkpoint.epoch} that {self.what} has had"
         elif state.without_gain >= config.patience:
             yield (
-                f"--patience must be above the {state.without_gain} epochs without a gain that ended {self.what}"
+                f"--patience must be above the {state.without_gain} epochs without a gain that ended "
+                f"{self.what}"
             )
 
 

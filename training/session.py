@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from training.interrupt import StopRequest
 from training.keeper import CheckpointKeeper
 from training.loop import Callback, EpochResult, Step, Trainer, TrainState, evaluate, fit
 from training.metrics import Scores
-from training.models import build_model
+from training.models import Table, build_model
 from training.objective import objective_for
 from training.optimizers import TABLE_LR, build_optimizer, clip_gradients
 from training.order import Share
@@ -97,7 +97,7 @@ class Session:
         """Build the model on the CPU, so that a seed gives the same one on every device and any ranks."""
         config, spec = self.config, self.store.spec
         sparse = config.optimizer != "adam"
-        table: Callable[[int, int, float], nn.Module] = functools.partial(UnifiedEmbedding, sparse=sparse)
+        table: Table = functools.partial(UnifiedEmbedding, sparse=sparse)
         if config.shard_table:
             table = functools.partial(ShardedEmbedding, world=self.world, sparse=sparse)
         bias = self.objective.constant(_mean_label(self.store))

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.embeddings import look_up
+from training.embeddings import SlotEmbedding, look_up
 from training.world import World, mark_sharded
 
 CHUNK_FLOATS = 16_000_000
 """Floats that are made or sent at a time; a multiple of 16, see `_normal_chunks`."""
 
 
-class ShardedEmbedding(nn.Module):
+class ShardedEmbedding(SlotEmbedding):
     """`training.embeddings.UnifiedEmbedding` with its rows spread over N ranks, in 1/N of the memory.
 
     Rank r has the rows r * R .. (r + 1) * R - 1, where R = ceil(num_slots / N). For a batch, a rank asks each

@@ -13,7 +13,7 @@ from training.prefetch import prefetch
 from training.reader import SplitReader
 
 Stretch = tuple[torch.Tensor, Order | None]
-"""Packed rows, int32 (n, words), and which of them come in which order; None where they all do, as they are."""
+"""Packed rows, int32 (n, words), and which of them come in which order; None: all of them, as they are."""
 
 
 class Source(Protocol):

@@ -103,7 +103,7 @@ class SplitStream:
         self._source.prepare()
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from row ``start`` on; epochs can be asked for in any order, and again.
+        """Yield the batches of an epoch from row ``start`` on; any epoch can be asked for, and again.
 
         ``start`` is counted on all ranks together, a multiple of the batch size.
         """

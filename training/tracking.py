@@ -65,8 +65,8 @@ def track(
     """Open an MLflow run, and close it as finished, or as failed where an exception passes.
 
     MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_ID and MLFLOW_RUN_ID are honoured: `mlflow run` sets them.
-    Without the first, runs are recorded in ``mlflow.db`` in the store. ``before`` is the record of the run that
-    is resumed, which is gone on with where it is found.
+    Without the first, runs are recorded in ``mlflow.db`` in the store. ``before`` is the record of the run
+    that is resumed, which is gone on with where it is found.
 
     Raises:
         TrainingError: MLflow fails.
@@ -205,7 +205,7 @@ class Tracker:
         example: Mapping[str, str],
         profile: ProfileResult | None,
     ) -> None:
-        """Record the result: test metrics, the learning curve, the checkpoint, the model, where the time went."""
+        """Record the result: metrics, learning curve, checkpoint, model, where the time went."""
         import mlflow
 
         if profile:

@@ -126,7 +126,7 @@ def summary(result: TrainResult, config: TrainConfig) -> str:
         f"snapshot    {result.snapshot} in {config.store}",
         f"best epoch  {result.best_epoch}{judged}",
         f"test        {result.test or 'the test split is empty'}",
-        f"speed       {result.rows_per_second:,.0f} rows/s on {result.device}, feed {result.feed.split(':')[0]}",
+        f"speed       {result.rows_per_second:,.0f} rows/s on {result.device}",
         f"checkpoint  {result.checkpoint}",
         *([f"time        {result.profile}"] if result.profile else []),
         *([f"trace       {result.profile.trace}"] if result.profile and result.profile.trace else []),

@@ -132,7 +132,8 @@ from training.stream import SplitStream
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with FeatureStore({str(reader.store.path)!r}) as store:
-    stream = SplitStream(store, "train", 512, shuffle=True, feed="stream", window_rows={WINDOW}, cache=Path({str(tmp_path)!r}))
+    options = dict(shuffle=True, feed="stream", window_rows={WINDOW}, cache=Path({str(tmp_path)!r}))
+    stream = SplitStream(store, "train", 512, **options)
     try:
         next(stream.epoch(0))
     except ArtifactError as error:
@@ -153,7 +154,8 @@ from training.stream import SplitStream
 import training.copies
 training.copies._permute = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 with FeatureStore({str(tiny.path)!r}) as store:
-    next(SplitStream(store, "train", 512, shuffle=True, feed="stream", window_rows={WINDOW}, cache=Path({str(tmp_path)!r})).epoch(0))
+    options = dict(shuffle=True, feed="stream", window_rows={WINDOW}, cache=Path({str(tmp_path)!r}))
+    next(SplitStream(store, "train", 512, **options).epoch(0))
 """
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -9,7 +9,7 @@ from featurestore.errors import TrainingError
 from training.loop import EpochResult, Trainer, TrainState, evaluate, fit, train_epoch
 from training.metrics import RatingMetrics, Scores
 from training.objective import BINARY, RATING
-from training.step import make_step
+from training.step import EagerStep
 from training.stream import Batch
 
 
@@ -81,7 +81,7 @@ def batch(*labels):
 def trainer(value=0.0, lr=0.0, objective=RATING, callbacks=()):
     model = Constant(value)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    return Trainer(model, make_step("eager", model, optimizer, objective), objective, callbacks)
+    return Trainer(model, EagerStep(model, optimizer, objective), objective, callbacks)
 
 
 def validations(*losses):

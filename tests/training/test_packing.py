@@ -18,8 +18,8 @@ def batch(slots, labels=None):
 @pytest.mark.parametrize(
     ("num_slots", "slot_type", "words"),
     [
-        (1, np.uint8, 2), (256, np.uint8, 2), (257, np.uint16, 3), (65_536, np.uint16, 3), (65_537, np.int32, 4),
-        (2**31 - 1, np.int32, 4),
+        (1, np.uint8, 2), (256, np.uint8, 2), (257, np.uint16, 3), (65_536, np.uint16, 3),
+        (65_537, np.int32, 4), (2**31 - 1, np.int32, 4),
     ],
 )  # fmt: skip
 def test_slots_travel_in_the_narrowest_type_that_holds_them(num_slots, slot_type, words):

@@ -110,8 +110,9 @@ main()
 def start(store, run, *flags):
     """Start a training in a process of its own that writes a checkpoint at every step, slowly."""
     words = ["--store", store, "--no-tracking", "--epochs", 3, "--threads", 1, "--checkpoint-dir", run]
+    words += ["--checkpoint-seconds", 0, *flags]
     return subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, "train", *map(str, words), "--checkpoint-seconds", "0", *map(str, flags)],
+        [sys.executable, "-c", SLOWLY, "train", *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def store(request):
 
 @pytest.fixture
 def open_stream(tmp_path):
-    """A function that opens a stream which is closed when the test ends, its copies in a folder of the test."""
+    """A function that opens a stream which is closed when the test ends, its copies beside it."""
     with contextlib.ExitStack() as stack:
 
         def make(store, split="train", batch_size=512, **options):

@@ -164,7 +164,7 @@ def test_a_table_too_large_for_memory_is_an_error_that_says_what_to_lower(
     with pytest.raises(TrainingError) as raised:
         train(config(store, batch_size=77))
     assert "out of memory on cpu: " in str(raised.value)
-    assert "The table of 2,147,483,647 slots x 4096 takes 35,184,372,072,448 bytes" in str(raised.value)
+    assert "The table, 2,147,483,647 slots x 4096, takes 35,184,372,072,448 bytes" in str(raised.value)
     assert "Lower --batch-size (now 77)" in str(raised.value)
 
 
