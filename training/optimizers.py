@@ -118,7 +118,9 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def catch_up(self, rows: torch.Tensor) -> None:
         """Bring the rows of a batch up to date, int of any shape, each as often as it comes."""
         for table in self._tables():
-            _pay(table, self.state[table], rows.flatten())
+            _pay(
+                table, self.state[table], rows.flatten().long()
+            )  # slots may be int32, index_copy_ takes none
 
     @torch.no_grad()
     def flush(self) -> None:

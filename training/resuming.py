@@ -49,9 +49,9 @@ class Resumed:
         here, there = store.snapshot.manifest.id, self.checkpoint.snapshot
         if self.checkpoint.rows and here != there:
             raise FingerprintError(
-                f"{self.what} is {self.checkpoint.rows:,} rows into an epoch of snapshot {there}; "
-                f"snapshot {here} cannot go on with it: give --snapshot {there}, or the best.pt beside it, which is "
-                "of an epoch's end."
+                f"{self.what} is {self.checkpoint.rows:,} rows into an epoch of snapshot {there}: "
+                f"snapshot {here} cannot go on with it. Give --snapshot {there}, or the best.pt beside it, "
+                "which is of an epoch's end."
             )
 
     def _ended(self, config: TrainConfig) -> Iterator[str]:

@@ -66,7 +66,11 @@ def _option(field: str, kind: Any, text: str) -> Callable[[_Function], _Function
 @_option("epochs", int, "Most epochs to train, those of a resumed run included.")
 @_option("batch_size", int, "Rows of a training batch, of all ranks together.")
 @_option("learning_rate", float, "Learning rate of Adam.")
-@_option("weight_decay", float, "L2 penalty.")
+@_option(
+    "weight_decay",
+    float,
+    "Adam adds it to the gradient (L2); rowwise_adagrad takes it off the table's weights.",
+)
 @_option("clip_norm", float, "Scale gradients down to this norm. Default: they are left alone.")
 @_option(
     "optimizer", click.Choice(OPTIMIZERS), "rowwise_adagrad: a step costs the same however large the table."

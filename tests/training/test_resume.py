@@ -235,7 +235,7 @@ def test_in_the_middle_of_an_epoch_another_snapshot_is_refused(config, other_sna
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(config(checkpoint_dir=run), [StopAt(2, 1024)])
-    with pytest.raises(FingerprintError, match=r"1,024 rows into an epoch of snapshot .*give --snapshot"):
+    with pytest.raises(FingerprintError, match=r"1,024 rows into an epoch of snapshot .*Give --snapshot"):
         train(config(other_snapshot, resume=str(run)))
     at_an_end = train(
         config(other_snapshot, epochs=3, resume=str(run / "best.pt"), checkpoint_dir=tmp_path / "b")

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from featurestore.errors import TrainingError
+from featurestore.errors import Interrupted, TrainingError
 from training.config import TrainConfig
 from training.job import train
 from training.predictor import Predictor
@@ -101,6 +102,65 @@ def test_metrics_are_recorded_by_epoch(run, tracked, mlflow):
     assert [(metric.step, metric.value) for metric in history] == expected
     assert run.data.metrics["test_mae"] == tracked.test.values["mae"]
     assert run.data.metrics["train_rmse"] == tracked.epochs[-1].train.values["rmse"]
+
+
+@pytest.fixture
+def elsewhere(mlflow, tmp_path):
+    """The module, pointed at a record of the test's own."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    yield mlflow
+    mlflow.set_tracking_uri(before)
+
+
+class StopAt:
+    """Asks the training to stop at a row of its first epoch, as Ctrl-C does."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def on_note(self, text):
+        pass
+
+    def on_start(self, rows):
+        pass
+
+    def on_step(self, epoch, rows, loss):
+        if rows == self.rows:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_epoch(self, result):
+        pass
+
+
+def test_a_resumed_training_goes_on_with_its_record(tiny_store, tmp_path, elsewhere):
+    mlflow = elsewhere
+    store = shutil.copytree(tiny_store, tmp_path / "store")
+    with pytest.raises(Interrupted):
+        train(TrainConfig(store, epochs=2), [StopAt(4096)])
+    (stopped,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert stopped.info.status == "KILLED"
+    result = train(TrainConfig(store, epochs=2, resume="latest"))
+    (ended,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (ended.info.status, ended.info.run_id) == ("FINISHED", stopped.info.run_id)
+    assert result.tracked.run_id == stopped.info.run_id
+    history = mlflow.MlflowClient().get_metric_history(ended.info.run_id, "validation_rmse")
+    assert [metric.step for metric in history] == [1, 2]
+
+
+def test_the_systems_metrics_and_where_the_time_went_are_recorded(
+    tiny_store, tmp_path, elsewhere, monkeypatch
+):
+    mlflow = elsewhere
+    store = shutil.copytree(tiny_store, tmp_path / "store")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
+    result = train(TrainConfig(store, epochs=2, batch_size=500, profile=True))
+    run = mlflow.get_run(result.tracked.run_id)
+    assert run.data.metrics["system/cpu_utilization_percentage"] >= 0
+    assert run.data.metrics["profile_optimizer"] == result.profile.shares["optimizer"]
+    trace = Path(run.info.artifact_uri.removeprefix("file://")) / "profile" / "trace.json.gz"
+    assert trace.read_bytes() == result.profile.trace.read_bytes()
 
 
 def test_spec_plot_and_checkpoint_are_artifacts(artifacts, tracked, tiny):
