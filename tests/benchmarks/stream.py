@@ -8,33 +8,19 @@ rows/s and peak memory (of the process, some 300 MB of it torch's) are medians; 
 pyarrow with its threads, the goal being 0.4. pyarrow reads all rows, the others the train split.
 """
 
-import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from contenders import BATCH_ROWS, measure, medians, parser_of, timed, with_store
 from torch.utils.data import DataLoader, Dataset
 
 from featurestore.store import FeatureStore
 from training.packing import pack_blocks, packed_columns
 from training.stream import SplitStream
 
-BATCH_ROWS = 8192
 BASELINE = "pyarrow row groups"
-
-
-def timed(work):
-    """Return the rows/s of a function that returns how many rows it read."""
-    started = time.perf_counter()
-    rows = work()
-    return rows / (time.perf_counter() - started)
 
 
 def count(batches):
@@ -97,56 +83,26 @@ CONTENDERS = {
 }
 
 
-def measure(store, contender):
-    """Run a contender in a process of its own; return its rows/s and peak memory in MB."""
-    child = subprocess.Popen(
-        [sys.executable, __file__, "--store", str(store), "--contender", contender], stdout=subprocess.PIPE
-    )
-    output = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{contender} failed")
-    return json.loads(output), usage.ru_maxrss / 1024
-
-
 def report(store, repeat):
-    figures = {contender: [] for contender in CONTENDERS}
-    for _ in range(repeat):
-        for contender, runs in figures.items():
-            runs.append(measure(store, contender))
+    figures = medians(
+        CONTENDERS, repeat, lambda name: measure(__file__, "--store", store, "--contender", name)
+    )
     with FeatureStore(store) as opened:
         rows, lookups = opened.splits.rows["train"], len(opened.spec.slot_columns)
     print(f"\n{rows:,} training rows of {lookups} lookups, batches of {BATCH_ROWS:,}")
     print(f"{os.cpu_count()} cores, median of {repeat}")
-    medians = {
-        name: [statistics.median(column) for column in zip(*runs, strict=True)]
-        for name, runs in figures.items()
-    }
     print(f"{'':44} {'rows/s':>12} {'ratio':>6} {'peak MB':>8}")
-    for name, (rate, memory) in medians.items():
-        print(f"{name:44} {rate:12,.0f} {rate / medians[BASELINE][0]:6.2f} {memory:8,.0f}")
+    for name, (rate, memory) in figures.items():
+        print(f"{name:44} {rate:12,.0f} {rate / figures[BASELINE][0]:6.2f} {memory:8,.0f}")
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", default="10m", help="rows of the synthetic store to make: ml-1m, 10m, ...")
-    parser.add_argument("--store", type=Path, help="measure this store instead")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--contender", choices=CONTENDERS, help="run this one alone and print its rows/s")
-    args = parser.parse_args()
+    args = parser_of(__doc__, CONTENDERS).parse_args()
     if args.contender:
         with FeatureStore(args.store) as store:
             print(json.dumps(CONTENDERS[args.contender](store)))
-    elif args.store:
-        report(args.store, args.repeat)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            ingest = ["-m", "pipelines.ingest", f"synthetic:{args.rows}", "--store", folder]
-            subprocess.run([sys.executable, *ingest], check=True)
-            report(Path(folder), args.repeat)
+        with_store(args, lambda store: report(store, args.repeat))
 
 
 if __name__ == "__main__":
