@@ -37,7 +37,7 @@ from contenders import BATCH_ROWS, measure, medians, parser_of, with_store
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
 from featurestore.store import FeatureStore
-from training.packing import packed_columns
+from training.packing import RowFormat
 from training.stream import SplitStream
 
 SOME, FEW = 1_000_000, 200_000
@@ -95,7 +95,8 @@ def from_columns(batch):
 
 def slotstore(data):
     store = FeatureStore(data.store)
-    return SplitStream(store, "train", BATCH_ROWS, shuffle=True).epoch
+    stream = SplitStream(store, "train", BATCH_ROWS, shuffle=True, feed="memory")
+    return lambda number: ((batch.slots, batch.labels) for batch in stream.epoch(number))
 
 
 # torch.utils.data.DataLoader. It has no format: rows lie in memory, packed as slotstore packs them. Its
@@ -369,7 +370,7 @@ def write_parquet(store, folder, rows):
     target = folder / f"parquet-{rows}"
     target.mkdir(exist_ok=True)
     for shard in range(len(store.snapshot.files("examples"))):
-        table = store.stream("train", packed_columns(store.spec), shards=[shard]).read_all()[:rows]
+        table = store.stream("train", RowFormat.of(store.spec).columns, shards=[shard]).read_all()[:rows]
         *slots, label = table.columns
         if store.spec.label.threshold is not None:
             label = pc.greater_equal(label, store.spec.label.threshold)
