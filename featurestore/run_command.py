@@ -3,6 +3,7 @@
 import shlex
 
 import click
+from click.core import ParameterSource
 
 from featurestore.cli import load
 from featurestore.options import FOLDER
@@ -71,8 +72,8 @@ def command(
 def _check_training(args: list[str]) -> None:
     """Tell a wrong option of training before the ingestion."""
     context = load("train").make_context("slotstore train", list(args))
-    for name, flag in (("as_json", "--json"), ("snapshot", "--snapshot")):
-        if context.params.get(name) not in (False, "latest"):
+    for name, flag in (("as_json", "--json"), ("snapshot", "--snapshot"), ("resume", "--resume")):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{flag} is for `slotstore train`, not for `slotstore run`")
 
 

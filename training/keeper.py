@@ -70,17 +70,20 @@ class CheckpointKeeper:
 
     def keep(self, state: TrainState) -> None:
         """Write last.pt; where the training was asked to stop, raise Interrupted, which says how to go on."""
+        self._write(state)
+        if self._stop.signal is not None:
+            raise Interrupted(
+                f"stopped by {self._stop.signal.name} at {at(state.epoch, state.rows)}: {self.folder.last}\n"
+                f"Go on with: {self._resume_command}"
+            )
+
+    def _write(self, state: TrainState) -> None:
         started = time.monotonic()
         checkpoint = self._intact(state)
         if checkpoint is not None:
             self.folder.save_last(checkpoint)
         self._saved = time.monotonic()
         self._took = self._saved - started
-        if self._stop.signal is not None:
-            raise Interrupted(
-                f"stopped by {self._stop.signal.name} at {at(state.epoch, state.rows)}: {self.folder.last}\n"
-                f"Go on with: {self._resume_command}"
-            )
 
     def keep_best(self, state: TrainState) -> None:
         """Write best.pt."""
@@ -89,9 +92,13 @@ class CheckpointKeeper:
             save_checkpoint(self.folder.best, checkpoint)
 
     def end_epoch(self, state: TrainState, *, last: bool) -> None:
-        """Write last.pt, unless epochs are so short that this would slow them down."""
-        quick = self._took <= EPOCH_SHARE * (time.monotonic() - self._saved)
-        if self._agreed(last or self.stopping or quick):
+        """Write last.pt, unless epochs are so short that this would slow them down; see `keep`.
+
+        A training that has just ended is not stopped any more.
+        """
+        if last:
+            self._write(state)
+        elif self._agreed(self.stopping or self._took <= EPOCH_SHARE * (time.monotonic() - self._saved)):
             self.keep(state)
 
     def _intact(self, state: TrainState) -> Checkpoint | None:

@@ -87,6 +87,7 @@ class Session:
         )
         self.state = self._restore(resumed) if resumed else TrainState()
         self.folder = self._run_folder(resumed)
+        self._note(f"checkpoints {self.folder.path}")
         self.profile = Profile(device, self.folder.path) if config.profile else None
 
     def _note(self, text: str) -> None:

@@ -86,6 +86,12 @@ def test_a_stopped_training_is_at_the_step_where_it_was_stopped(config, tmp_path
     assert load_checkpoint(tmp_path / "last.pt").rows == 3072
 
 
+def test_a_wish_to_stop_that_comes_at_the_end_changes_nothing(config, tmp_path):
+    result = train(config(checkpoint_dir=tmp_path), [StopAt(2, "end")])
+    assert len(result.epochs) == 2
+    assert load_checkpoint(tmp_path / "last.pt").epoch == 2
+
+
 def test_the_handlers_of_signals_are_put_back(config, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Interrupted):

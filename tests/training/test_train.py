@@ -195,7 +195,8 @@ def test_the_command_shows_epochs_result_and_next_commands(tiny_store, tmp_path)
     assert [line.split()[0] for line in lines[1:3]] == ["1", "2"]
     assert f"checkpoint  {tmp_path / 'best.pt'}" in lines
     assert f"slotstore predict {tmp_path / 'best.pt'} user_id=" in lines[-1]
-    feed, first, _ = result.stderr.splitlines()
+    feed, folder, first, _ = result.stderr.splitlines()
+    assert folder == f"checkpoints {tmp_path}"
     assert feed.startswith("feed memory: the splits take 0 MB as packed slots, ")
     assert first.startswith("epoch 1/2  train rmse ")
     assert first.endswith("rows/s  best so far")
