@@ -431,3 +431,18 @@ def test_query_is_light(tiny_store):
     for args in (["query", "SELECT 1 AS one", "--store", str(tiny_store)], ["--help"]):
         done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--resume", "latest"], "--resume is for `slotstore train`"),
+        (["--snapshot", "latest"], "--snapshot is for `slotstore train`"),
+        (["--json"], "--json is for `slotstore train`"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+    ],
+)
+def test_run_tells_a_wrong_option_of_training_before_it_ingests(slotstore, tmp_path, flags, said):
+    done = slotstore("run", "--store", tmp_path / "store", *flags)
+    assert_mistake(done, 2, said)
+    assert not (tmp_path / "store").exists()
