@@ -44,7 +44,7 @@ from training.objective import objective_for
 from training.step import PRECISIONS, EagerStep, make_step
 from training.stream import Batch, SplitStream
 
-PART_ROWS, ARTICLE_ROWS = 131_072, 20_480
+PART_ROWS, ARTICLE_ROWS = 262_144, 20_480
 FIRST, LATER, STREAM, DEVICE = "first epoch", "later epoch", "feed stream", "feed device"
 PRELOADED, ALONE, PLAIN = "preloaded", "step alone", "plain eager"
 NO_LOOKUP, ARTICLE = "no lookup", "article's loop"
@@ -172,7 +172,7 @@ class RawBatches:
 def contenders(store, name, batch, args, shuffled):
     """Return everyone who takes part, by name, and the streams to close."""
     slots, labels = shuffled
-    rows = min(max(PART_ROWS, 2 * batch), len(labels))
+    rows = min(max(PART_ROWS, 3 * batch), len(labels))
     ours = trainer_of(store, name, None, batch, args)
     plain = trainer_of(store, name, PlainEmbedding, batch, args)
     bare = trainer_of(store, name, NoLookup, batch, args)
