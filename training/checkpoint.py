@@ -3,6 +3,7 @@
 It carries the spec that its slots come from, so it is never fed slots of another one.
 """
 
+import contextlib
 import os
 import pickle
 import uuid
@@ -102,10 +103,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = 
             path.replace(previous)
         temporary.replace(path)
         sync(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer hides a full disk in a RuntimeError
         raise ArtifactError(f"cannot write the checkpoint {path}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Checkpoint:
@@ -125,7 +127,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: boo
     except FileNotFoundError as error:
         raise NotFound(f"no checkpoint {path}: `slotstore train` writes one") from error
     except (*_ZIP_DAMAGE, *_PICKLE_DAMAGE) as error:
-        raise ArtifactError(f"{path} is no intact checkpoint ({error}): train again") from error
+        raise ArtifactError(
+            f"{path} is no intact checkpoint ({error}): take another one of its run, or train again"
+        ) from error
     raise VersionError(
         f"{path} has format version {version}, this slotstore reads {FORMAT_VERSION}: "
         "train again, or use the slotstore that wrote it"

@@ -15,11 +15,12 @@ from featurestore.errors import SpecError, did_you_mean
 from featurestore.paths import AnyPath, RemotePath
 from training.feed import CHOICES
 from training.models import MODELS
-from training.optimizers import OPTIMIZERS
+from training.optimizers import OPTIMIZERS, TABLE_LR
 from training.order import WINDOW_ROWS
 from training.step import PRECISIONS, STEPS
 
 DEVICES = ("auto", "cpu", "cuda")
+_HIGHEST = {"threads": 1024}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 PLACES = ("store", "snapshot", "resume", "checkpoint_dir")
@@ -64,16 +65,25 @@ class TrainConfig:
     resume: str | None = None
 
     def __post_init__(self) -> None:
-        problems = [*self._number_problems(), *self._choice_problems(), *self._place_problems()]
+        problems = [*self._number_problems(), *self._choice_problems(), *self._name_problems()]
+        if self.resume is None:  # else most settings are still to come, from the run: see `check`
+            problems += self._together_problems()
         if problems:
+            raise SpecError("train", problems)
+
+    def check(self) -> None:
+        """Raise SpecError where settings do not go together, or not here, those of a resumed run included."""
+        if problems := [*self._together_problems()]:
             raise SpecError("train", problems)
 
     def _number_problems(self) -> Iterator[str]:
         lowest = {"epochs": 1, "batch_size": 1, "patience": 1, "seed": 0, "window_rows": 1, "threads": 1}
         for name, low in lowest.items():
-            value = getattr(self, name)
+            value, high = getattr(self, name), _HIGHEST.get(name, 2**63 - 1)
             if value is not None and value < low:
                 yield f"{flag(name)} must be at least {low}, got {value}"
+            elif value is not None and value > high:
+                yield f"{flag(name)} must be at most {high}, got {value}"
         for name in ("learning_rate", "table_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -92,20 +102,27 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in known:
                 yield f"{flag(name)}: unknown {name} {value!r}{did_you_mean(value, known)}"
-        if self.step == "graph" and self.optimizer != "adam":
-            yield "--step graph is for --optimizer adam: a batch's rows differ, and so does what is recorded"
-        if self.optimizer == "adam" and self.table_learning_rate is not None:
-            yield "--table-lr is for --optimizer rowwise_adagrad: adam has one rate, --lr"
 
-    def _place_problems(self) -> Iterator[str]:
+    def _together_problems(self) -> Iterator[str]:
         yield from self._device_problems()
-        if self.run_name is not None and (not self.run_name.strip() or {"/", "\\"} & set(self.run_name)):
-            yield f"--run-name must be text without slashes, got {self.run_name!r}"
         if self.tracking and (missing := [name for name in ("mlflow", "matplotlib") if not _installed(name)]):
             yield (
                 f"tracking needs {' and '.join(missing)}: pip install 'slotstore[track]', "
                 "or train without it: --no-tracking"
             )
+        if self.step in ("compile", "graph") and self.optimizer != "adam":
+            yield f"--step {self.step} is for --optimizer adam: the rows of a sparse gradient differ by batch"
+        rate = TABLE_LR if self.table_learning_rate is None else self.table_learning_rate
+        if self.optimizer == "rowwise_adagrad" and rate * self.weight_decay >= 1:
+            yield f"--weight-decay times --table-lr ({rate}) must be below 1, got {rate * self.weight_decay}"
+        if self.optimizer == "adam" and self.table_learning_rate is not None:
+            yield "--table-lr is for --optimizer rowwise_adagrad: adam has one rate, --lr"
+
+    def _name_problems(self) -> Iterator[str]:
+        if self.resume is not None and not self.resume.strip():
+            yield "--resume names no run: give a folder, a part of a name, latest or a checkpoint file"
+        if self.run_name is not None and (not self.run_name.strip() or {"/", "\\"} & set(self.run_name)):
+            yield f"--run-name must be text without slashes, got {self.run_name!r}"
 
     def _device_problems(self) -> Iterator[str]:
         if not _DEVICE.fullmatch(self.device):

@@ -41,12 +41,13 @@ class PackedCopy:
     descriptor: int
 
     @classmethod
-    def open(cls, path: Path, rows: int, words: int) -> "PackedCopy":
+    def open(cls, path: Path, rows: int, words: int, chunk_rows: int) -> "PackedCopy":
         """Open a copy; ArtifactError where it is not what it should be."""
         try:
             digests = np.load(_digests(path))
             found = np.load(path, mmap_mode="r")
             fits = (found.shape, found.dtype) == ((rows, words), np.int32)
+            fits = fits and isinstance(digests, np.ndarray) and digests.shape == (-(-rows // chunk_rows),)
             offset = int(getattr(found, "offset", 0))
             del found
             descriptor = os.open(path, os.O_RDONLY)
@@ -54,7 +55,9 @@ class PackedCopy:
             raise ArtifactError(f"cannot read {path}: {error}{_remedy(path)}") from error
         if not fits:
             os.close(descriptor)
-            raise ArtifactError(f"{path} does not hold {rows:,} rows of {words} words{_remedy(path)}")
+            raise ArtifactError(
+                f"{path} does not hold {rows:,} rows of {words} words, with their digests{_remedy(path)}"
+            )
         return cls(path, offset, rows, words, digests, descriptor)
 
     def close(self) -> None:
@@ -122,9 +125,9 @@ def write_copy(path: Path, blocks: Iterable[Rows], words: int, shuffle: Shuffle)
     Raises:
         ArtifactError: it cannot be written, for example because the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.npy")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         base = BaseOrder(shuffle.rows, shuffle.window_rows)
         with _new_file(temporary, shuffle.rows, words) as target:
             _scatter(target, blocks, base)
@@ -142,7 +145,8 @@ def write_copy(path: Path, blocks: Iterable[Rows], words: int, shuffle: Shuffle)
         ) from error
     finally:
         for left in (temporary, _digests(temporary)):
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+                left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Which feed to take: by the bytes of the data and what is free, measured."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,8 @@ def choose_feed(
 ) -> FeedChoice:
     """Return the feed to take: what was ``wanted``, or for ``auto`` the fastest one that fits.
 
-    On a CPU the device's memory is the machine's, and the feed is called ``memory``.
+    On a CPU the device's memory is the machine's, and the feed is called ``memory``. The processes that
+    torchrun started on this machine share its memory.
     """
     needed = packed_bytes(store)
     said = f"the splits take {_mb(needed)} as packed slots"
@@ -47,13 +49,13 @@ def choose_feed(
         return FeedChoice("device", f"{asked}{said}, {_free(device_memory(device))} of {device}")
     if max(store.splits.rows.values()) > window_rows:
         needed += 16 * store.splits.rows["train"]  # while the rows are brought into their base order
-    if wanted == "device" or _fits(needed, available_memory()):
+    if wanted == "device" or _fits(needed, available_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
         return FeedChoice("memory", f"{said}, {_free(available_memory())}")
     return FeedChoice("stream", f"{said}, more than half of what is free: {_free(available_memory())}")
 
 
-def _fits(needed: int, free: int | None) -> bool:
-    return free is None or needed <= SHARE * free
+def _fits(needed: int, free: int | None, processes: int = 1) -> bool:
+    return free is None or needed * processes <= SHARE * free
 
 
 def _free(memory: int | None) -> str:

@@ -72,11 +72,12 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
         NotFound: there is no such store, snapshot, run or checkpoint.
         ArtifactError: the snapshot or the checkpoint to resume is damaged.
         FingerprintError: the checkpoint to resume was made with another spec than the snapshot.
-        SpecError: the checkpoint to resume cannot be gone on with as asked.
+        SpecError: settings do not go together, or the checkpoint to resume cannot be gone on with as asked.
         TrainingError: the train split is empty, the loss stopped being a number, memory ran out, another rank
             was lost, or MLflow failed.
         Interrupted: it was asked to stop, and has kept its state.
     """
+    config.check()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(FeatureStore(config.store, config.snapshot))
         stack.enter_context(_threads(config.threads))
@@ -84,7 +85,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
         world, device = stack.enter_context(join_world(config.torch_device()))
         stack.enter_context(_random_state(device))
         heard = list(callbacks) if world.rank == 0 else []
-        resumed = Resumed.load(config, _notes(heard)) if config.resume else None
+        resumed = Resumed.load(config, _notes(heard)) if config.resume is not None else None
         session = Session(config, store, device, world, resumed, heard, stack)
         if not config.tracking or world.rank:
             return _result(session, session.fit(heard, None), None)

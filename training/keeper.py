@@ -45,6 +45,7 @@ class CheckpointKeeper:
         self.folder, self._make, self._seconds, self._stop = folder, make, seconds, stop
         self._resume_command, self._world = resume_command, world
         self._saved, self._took = time.monotonic(), 0.0
+        self._all_stop: signal.Signals | None = None
 
     def due(self, state: TrainState) -> bool:
         """Whether the last checkpoint is old, or the training was asked to stop.
@@ -64,16 +65,19 @@ class CheckpointKeeper:
         wanted, interrupted, terminated = self._world.any_of(
             [wanted, self._stop.signal is signal.SIGINT, self._stop.signal is signal.SIGTERM]
         )
-        if not self.stopping and (interrupted or terminated):
-            self._stop.signal = signal.SIGINT if interrupted else signal.SIGTERM
+        if interrupted or terminated:
+            self._all_stop = signal.SIGINT if interrupted else signal.SIGTERM
         return wanted
 
     def keep(self, state: TrainState) -> None:
         """Write last.pt; where the training was asked to stop, raise Interrupted, which says how to go on."""
         self._write(state)
-        if self._stop.signal is not None:
+        number = self._stop.signal if self._world.size == 1 else self._all_stop
+        if number is not None and self._world.rank:
+            raise Interrupted(f"rank {self._world.rank} stopped with the others")
+        if number is not None:
             raise Interrupted(
-                f"stopped by {self._stop.signal.name} at {at(state.epoch, state.rows)}: {self.folder.last}\n"
+                f"stopped by {number.name} at {at(state.epoch, state.rows)}: {self.folder.last}\n"
                 f"Go on with: {self._resume_command}"
             )
 

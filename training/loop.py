@@ -78,7 +78,7 @@ class TrainState:
     @property
     def best(self) -> float:
         """The best score so far, infinite before there is one."""
-        return min((result.score for result in self.history), default=math.inf)
+        return min((result.score for result in self.history if result.best), default=math.inf)
 
     @property
     def without_gain(self) -> int:
@@ -266,17 +266,16 @@ def look(trainer: Trainer, state: TrainState) -> None:
     first = state.rows - sum(rows for _, rows in state.recent)
     for loss, (_, rows) in zip(losses, state.recent, strict=True):
         if not math.isfinite(loss):
-            batch = -(-first // rows) + 1
             raise TrainingError(
-                f"the loss became {loss} in batch {batch:,} of epoch {state.epoch}, "
-                f"rows {first:,} to {first + rows - 1:,} of its order{_REMEDY}"
+                f"the loss became {loss} in the batch of rows {first:,} to {first + rows - 1:,} "
+                f"of the order of epoch {state.epoch}{_REMEDY}"
             )
         state.loss += loss * rows
         first += rows
     state.recent.clear()
 
 
-_REMEDY = ": lower the learning rate (--lr), or limit gradients (--clip-norm); the last checkpoint is kept"
+_REMEDY = ": lower the learning rate (--lr), or limit gradients (--clip-norm); checkpoints of before are kept"
 
 
 @torch.inference_mode()

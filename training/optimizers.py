@@ -12,6 +12,8 @@ from training.sharded import ShardedEmbedding, full_state, own_state
 from training.world import World, is_sharded
 
 OPTIMIZERS = ("adam", "rowwise_adagrad")
+TABLE = "embedding.weight"
+"""The table, among the parameters of a model."""
 TABLE_LR = 0.05
 """The table's learning rate under row-wise Adagrad, where none is given.
 
@@ -192,6 +194,20 @@ def _gradient_values(parameter: nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
+def settled(weights: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return a model's weights with the decay that rows of its table still owe, which a state tells of.
+
+    Args:
+        weights: a state_dict of the model.
+        state: `Optimizers.full_state_dict` of the same moment.
+    """
+    rows = state.get("table", {}).get("state", {}).get(0, {})
+    if not rows.get("log_decay"):
+        return dict(weights)
+    owed = (rows["log_decay"] - rows["decayed"]).exp()
+    return {**weights, TABLE: weights[TABLE] * owed.to(weights[TABLE].dtype).unsqueeze(1)}
+
+
 class Optimizers:
     """The optimizers of one model as one: Adam, and row-wise Adagrad for the table where it is used."""
 
@@ -289,7 +305,7 @@ def build_optimizer(
     """
     if kind not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {kind!r}, expected {', '.join(OPTIMIZERS)}")
-    table = model.get_parameter("embedding.weight")
+    table = model.get_parameter(TABLE)
     rowwise = None
     if kind == "rowwise_adagrad":
         if capturable:

@@ -18,6 +18,7 @@ from featurestore.snapshot import Snapshot
 from featurestore.spec import FeatureSpec
 from training.checkpoint import load_checkpoint
 from training.models import build_model
+from training.optimizers import settled
 
 CHUNK_ROWS = 65_536
 """Rows predicted at a time."""
@@ -55,7 +56,7 @@ class Predictor:
             loaded.check_fits(snapshot)
         spec = loaded.load_spec()
         model = build_model(loaded.config["model"], spec)
-        model.load_state_dict(loaded.model)
+        model.load_state_dict(settled(loaded.model, loaded.optimizer))
         return cls(model, spec)
 
     def predict(self, table: pa.Table) -> npt.NDArray[np.float32]:

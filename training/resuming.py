@@ -1,7 +1,7 @@
 """What a training goes on from, and whether it can."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Resumed:
     checkpoint: Checkpoint
     what: str
     folder: RunFolder
+    damaged: bool = False  # the run's last checkpoint, so that the one before was taken
 
     @classmethod
     def load(cls, config: TrainConfig, note: Callable[[str], None]) -> "Resumed":
@@ -38,13 +39,16 @@ class Resumed:
         found = find_run(config.resume, config.folder / "checkpoints")
         if isinstance(found, Path):
             return cls(load_checkpoint(found), str(found), RunFolder(found.parent))
-        return cls(found.load_last(note), f"run {found.path}", found)
+        told: list[str] = []
+        checkpoint = found.load_last(told.append)
+        for text in told:
+            note(text)
+        return cls(checkpoint, f"run {found.path}", found, damaged=bool(told))
 
     def check(self, config: TrainConfig, store: FeatureStore) -> None:
         """Raise SpecError or FingerprintError where a training cannot go on with this config and snapshot."""
         self.checkpoint.check_fits(store.snapshot)
-        problems = [*config.kept_problems(self.checkpoint.config, self.what), *self._ended(config)]
-        if problems:
+        if problems := [*config.kept_problems(self.checkpoint.config, self.what)]:
             raise SpecError("train", problems)
         here, there = store.snapshot.manifest.id, self.checkpoint.snapshot
         if self.checkpoint.rows and here != there:
@@ -54,15 +58,17 @@ class Resumed:
                 "which is of an epoch's end."
             )
 
-    def _ended(self, config: TrainConfig) -> Iterator[str]:
-        checkpoint, state = self.checkpoint, TrainState.from_dict(self.checkpoint.state)
-        if checkpoint.epoch >= config.epochs:
-            yield f"--epochs must be above the {checkpoint.epoch} that {self.what} has had"
-        elif state.without_gain >= config.patience:
-            yield (
-                f"--patience must be above the {state.without_gain} epochs without a gain that ended "
-                f"{self.what}"
+    def over(self, config: TrainConfig) -> str | None:
+        """Return what to raise where there is nothing left to train, else None."""
+        epochs, state = self.checkpoint.epoch, TrainState.from_dict(self.checkpoint.state)
+        if epochs >= config.epochs:
+            return f"{self.what} has had its {epochs} epochs: to train on, raise --epochs"
+        if state.without_gain >= config.patience:
+            return (
+                f"{self.what} has ended after {state.without_gain} epochs without a gain: to train on, raise "
+                "--patience"
             )
+        return None
 
 
 def load_resumed_config(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:

@@ -1,13 +1,16 @@
 """The folder of a run: its best checkpoint, where it stands, and where it stood before."""
 
+import contextlib
 import datetime
+import fcntl
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import ArtifactError, NotFound, VersionError, did_you_mean
+from featurestore.errors import ArtifactError, NotFound, TrainingError, VersionError, did_you_mean
+from featurestore.paths import write_whole
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 _NAME = re.compile(r"\d{8}-\d{6}-.*")
@@ -38,6 +41,44 @@ class RunFolder:
         """The state before that."""
         return self.path / "previous.pt"
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder, made if missing: two trainings in it would mix their checkpoints.
+
+        Raises:
+            ArtifactError: it cannot be written.
+            TrainingError: another training holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "run.lock").open("w")
+        except OSError as error:
+            raise ArtifactError(f"cannot keep checkpoints in {self.path}: {error}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(
+                    f"another training keeps its checkpoints in {self.path}: wait for it, or use another "
+                    "--checkpoint-dir"
+                ) from error
+            yield
+
+    def take_best(self, checkpoint: Checkpoint, candidate: Path) -> bool:
+        """Make best.pt the model of the best epoch before ``checkpoint``; False where it is not there.
+
+        What ``candidate`` holds is taken if it is of that epoch, and of no other training.
+        """
+        if _is_best_of(_intact(candidate), checkpoint):
+            if candidate != self.best:
+                write_whole(self.best, candidate.read_bytes(), durable=True)
+            return True
+        self.best.unlink(missing_ok=True)
+        if checkpoint.rows == 0 and checkpoint.state["history"] and checkpoint.state["history"][-1]["best"]:
+            save_checkpoint(self.best, checkpoint)
+            return True
+        return False
+
     def save_last(self, checkpoint: Checkpoint) -> None:
         """Write the newest state; the one it takes the place of becomes the previous one."""
         save_checkpoint(self.last, checkpoint, self.previous)
@@ -59,6 +100,27 @@ class RunFolder:
             checkpoint = load_checkpoint(self.previous)
             note(f"{error}\nGoing on from the checkpoint before it: {describe(checkpoint)}.")
             return checkpoint
+
+
+def _intact(path: Path) -> Checkpoint | None:
+    """Return a checkpoint, None where there is none that can be used."""
+    try:
+        return load_checkpoint(path, mmap=True)
+    except ArtifactError:
+        return None
+
+
+def _is_best_of(candidate: Checkpoint | None, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint was kept at the end of the best epoch in another one's history."""
+    if candidate is None:
+        return False
+    bests = [index for index, result in enumerate(checkpoint.state["history"]) if result["best"]]
+    before = checkpoint.state["history"][: bests[-1] + 1] if bests else []
+    mine = [
+        [{**result, "seconds": 0.0} for result in history] for history in (candidate.state["history"], before)
+    ]
+    same_model = candidate.config["model"] == checkpoint.config["model"]
+    return bool(bests) and candidate.rows == 0 and mine[0] == mine[1] and same_model
 
 
 def at(epoch: int, rows: int) -> str:

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from training.loop import Callback, EpochResult, Step, Trainer, TrainState, eval
 from training.metrics import Scores
 from training.models import Table, build_model
 from training.objective import objective_for
-from training.optimizers import TABLE_LR, build_optimizer, clip_gradients
+from training.optimizers import TABLE, TABLE_LR, build_optimizer, clip_gradients
 from training.order import Share
 from training.profiling import Profile, ProfileResult
 from training.resuming import Resumed
@@ -37,7 +37,6 @@ from training.tracking import TrackedRun
 from training.world import World, broadcast_parameters, reduce_gradients
 
 EVAL_BATCH_ROWS = 16_384
-_TABLE = "embedding.weight"
 
 
 class Session:
@@ -86,6 +85,7 @@ class Session:
             capturable=config.step == "graph",
         )
         self.state = self._restore(resumed) if resumed else TrainState()
+        self.over = resumed.over(config) if resumed else None
         self.folder = self._run_folder(resumed)
         self._note(f"checkpoints {self.folder.path}")
         self.profile = Profile(device, self.folder.path) if config.profile else None
@@ -124,24 +124,43 @@ class Session:
         weights = dict(checkpoint.model)
         table = self.model.get_submodule("embedding")
         if isinstance(table, ShardedEmbedding):
-            load_rows(table, weights[_TABLE])
-            weights[_TABLE] = table.weight.detach()
+            load_rows(table, weights[TABLE])
+            weights[TABLE] = table.weight.detach()
         self.model.load_state_dict(weights)
 
     def _run_folder(self, resumed: Resumed | None) -> RunFolder:
         """Return where checkpoints go; a resumed run goes on in its folder, or takes its best model along."""
         config = self.config
-        if config.checkpoint_dir is None:
+        if config.checkpoint_dir is not None:
+            folder = RunFolder(config.checkpoint_dir)
+        else:
             made = resumed.folder if resumed else new_run(config.folder / "checkpoints", config.run_name)
-            return RunFolder(Path(self.world.share_text(str(made.path))))
-        folder = RunFolder(config.checkpoint_dir)
-        if resumed and resumed.folder.best.exists() and not folder.best.exists() and self.world.rank == 0:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            shutil.copy(resumed.folder.best, folder.best)
+            folder = RunFolder(Path(self.world.share_text(str(made.path))))
+        if self.world.rank == 0:
+            self._stack.enter_context(folder.held())
+        if resumed:
+            self._take_over(resumed, folder)
         return folder
 
+    def _take_over(self, resumed: Resumed, folder: RunFolder) -> None:
+        """Make a folder that of the run resumed; where its best model is lost, the best is sought anew."""
+        found = True
+        if self.world.rank == 0:
+            found = folder.take_best(resumed.checkpoint, resumed.folder.best)
+            if resumed.damaged:  # else it would take the place of the one before, which is good
+                resumed.folder.last.unlink(missing_ok=True)
+        (lost,) = self.world.any_of([not found])
+        if lost and self.state.history:
+            self._note(
+                f"the best model of {resumed.what} is not there: the best of the epochs to come is kept"
+            )
+            self.state.history = [dataclasses.replace(one, best=False) for one in self.state.history]
+
     def fit(self, callbacks: Sequence[Callback], tracked: TrackedRun | None) -> list[EpochResult]:
-        """Train all epochs."""
+        """Train all epochs that are left."""
+        if self.over and self.state.best < math.inf:
+            self._note(f"{self.over}. Its best model is evaluated")
+            return self.state.history
         source = self._train_source()
         validation = self._stream("validation", EVAL_BATCH_ROWS)
         profile = self.profile
@@ -167,7 +186,10 @@ class Session:
             )
 
     def _keeper(self, stop: StopRequest, tracked: TrackedRun | None) -> CheckpointKeeper:
-        words = ["slotstore", "train", "--store", str(self.config.store), "--resume", str(self.folder.path)]
+        words = ["slotstore", "train"]
+        if self.world.size > 1:
+            words = ["torchrun", "--nproc-per-node", str(self.world.size), "-m", "training.train"]
+        words += ["--store", str(self.config.store), "--resume", str(self.folder.path)]
         return CheckpointKeeper(
             self.folder,
             functools.partial(self._checkpoint, tracked=tracked),
@@ -233,7 +255,7 @@ class Session:
         weights, manifest = self.model.state_dict(), self.store.snapshot.manifest
         table = self.model.get_submodule("embedding")
         if isinstance(table, ShardedEmbedding):
-            weights[_TABLE] = full_table(table)
+            weights[TABLE] = full_table(table)
         optimizer = self.optimizer.full_state_dict()
         if optimizer is None:
             return None

@@ -1,5 +1,6 @@
 """Where the packed rows of an epoch come from: memory, the device, or a disk."""
 
+import itertools
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,9 @@ from training.copies import PackedCopy, copy_path, write_copy
 from training.order import WINDOW_ROWS, Order, Shuffle, Window
 from training.prefetch import prefetch
 from training.reader import SplitReader
+
+BLOCK_ROWS = 1 << 16
+"""Rows that a copy is made from at a time, at least."""
 
 Stretch = tuple[torch.Tensor, Order | None]
 """Packed rows, int32 (n, words), and which of them come in which order; None: all of them, as they are."""
@@ -44,7 +48,7 @@ class Resident:
             yield start, (self._load()[start:], None)
             return
         windows = [one for one in self._shuffle.windows(epoch) if one.start + one.rows > start]
-        for window, following in zip(windows, [*windows[1:], None], strict=True):
+        for window, following in itertools.zip_longest(windows, windows[1:]):
             positions = self._positions(epoch, window)
             rows = self._load()  # the first time, while the thread makes the order
             order = positions.result()
@@ -121,5 +125,5 @@ class Streamed:
         reader, words = self._reader, self._reader.format.words
         path = copy_path(self._cache, reader.store, reader.split, reader.format, shuffle)
         if not path.exists():
-            write_copy(path, reader.blocks(shuffle.window_rows), words, shuffle)
-        return PackedCopy.open(path, reader.rows, words)
+            write_copy(path, reader.blocks(max(shuffle.window_rows, BLOCK_ROWS)), words, shuffle)
+        return PackedCopy.open(path, reader.rows, words, shuffle.chunk_rows)

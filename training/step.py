@@ -180,7 +180,7 @@ def _check_compilable(model: nn.Module) -> None:
             "variable CXX, or train without it: --step eager"
         )
     if any(getattr(module, "sparse", False) for module in model.modules()):
-        raise TrainingError("torch.compile cannot make a sparse gradient: --step eager, or a dense table")
+        raise TrainingError("torch.compile cannot make a sparse gradient: --step eager, or --optimizer adam")
 
 
 class GraphedStep(EagerStep):
@@ -259,7 +259,7 @@ def _check_capturable(model: nn.Module, optimizer: Optimizer) -> None:
     if devices != {"cuda"}:
         raise TrainingError(f"a CUDA graph needs a model on a CUDA device, not {devices}: --step eager")
     if any(getattr(module, "sparse", False) for module in model.modules()):
-        raise TrainingError("a CUDA graph cannot have a sparse gradient: --step eager, or a dense table")
+        raise TrainingError("a CUDA graph cannot have a sparse gradient: --step eager, or --optimizer adam")
     if not all(group.get("capturable") for group in optimizer.param_groups):
         raise TrainingError("a CUDA graph needs an optimizer with capturable=True")
 

@@ -105,7 +105,7 @@ class SplitStream:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from row ``start`` on; any epoch can be asked for, and again.
 
-        ``start`` is counted on all ranks together, a multiple of the batch size.
+        ``start`` is counted on all ranks together; it is where the first batch begins.
         """
         with contextlib.closing(self._parts(number, start)) as parts:
             sizes = [
@@ -127,17 +127,19 @@ class SplitStream:
         yield self.format.unpack(torch.from_numpy(self.format.empty(1)[:0]).to(self.device))  # to begin with
         with contextlib.closing(self._source.stretches(epoch, start)) as stretches:
             for first, (rows, index) in stretches:
-                for part in self._gathered(first, rows, index):
+                for part in self._gathered(first, rows, index, start):
                     yield self.format.unpack(to_device(part, self.device))
 
-    def _gathered(self, first: int, rows: torch.Tensor, index: Order | None) -> Iterator[torch.Tensor]:
-        """Yield this rank's rows of a stretch, `PART_ROWS` at a time."""
+    def _gathered(
+        self, first: int, rows: torch.Tensor, index: Order | None, start: int
+    ) -> Iterator[torch.Tensor]:
+        """Yield this rank's rows of a stretch, `PART_ROWS` at a time; batches are counted from ``start``."""
         if index is None and self.share.size > 1:
             index = np.arange(len(rows))
         if index is None:
             yield from rows.split(PART_ROWS)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             return
-        mine = self.share.of(index, first, self.batch_size, self.rows)
+        mine = self.share.of(index, first - start, self.batch_size, self.rows - start)
         for begin in range(0, len(mine), PART_ROWS):
             yield gather(rows, mine[begin : begin + PART_ROWS])
 

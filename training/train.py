@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from featurestore.options import store_option
+from training.allocator import keep_freed_memory
 from training.config import TrainConfig, flag
 from training.feed import CHOICES
 from training.job import TrainResult, train
@@ -104,8 +105,9 @@ def command(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401  # the fi
     Shows each epoch as it ends; the model is one file, which `slotstore predict` reads.
     """
     config = TrainConfig(**options)
-    if config.resume:
+    if config.resume is not None:
         config = load_resumed_config(config, _given())
+    keep_freed_memory()
     with Progress(config.epochs) as progress:
         result = train(config, [progress])
     if result.rank == 0:

@@ -165,9 +165,9 @@ def join_world(
     if "WORLD_SIZE" not in os.environ:
         yield World(), device
         return
-    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    world, local_rank = _launched()
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     try:
         dist.init_process_group(
@@ -189,7 +189,21 @@ def join_world(
 
 def launched_rank() -> int:
     """Return which rank torchrun started this process as, 0 where it did not."""
-    return int(os.environ.get("RANK", "0"))
+    return _launched()[0].rank if "WORLD_SIZE" in os.environ else 0
+
+
+def _launched() -> tuple[World, int]:
+    """Read what torchrun says: the world, and this process's number on its machine."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    try:
+        rank, size = (int(os.environ[name]) for name in names[:2])
+        return World(rank, size), int(os.environ.get(names[2], "0"))
+    except (KeyError, ValueError) as error:
+        found = ", ".join(f"{name}={os.environ.get(name)!r}" for name in names)
+        raise TrainingError(
+            f"the environment names no rank of a training ({found}): start it by torchrun, "
+            "or unset WORLD_SIZE"
+        ) from error
 
 
 def _device() -> torch.device:

@@ -36,6 +36,7 @@ import xxhash
 from stores import add_options, integers, opened
 from torch.nn import functional
 
+from training.allocator import keep_freed_memory
 from training.config import TrainConfig
 from training.embeddings import SlotEmbedding
 from training.loop import Trainer, TrainState, train_epoch
@@ -256,8 +257,16 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="torch's, for its operators")
     parser.add_argument("--step", choices=("eager", "compile"), default="eager")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument(
+        "--malloc",
+        choices=("kept", "default"),
+        default="kept",
+        help="kept: freed memory, as `slotstore train` does",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.malloc == "kept":
+        keep_freed_memory()
     with opened(args) as store:
         shuffled = preloaded(store, args.device)
         table = store.spec.table

@@ -36,8 +36,8 @@ def copied(reader, shuffle, tmp_path):
 
 
 @pytest.fixture
-def opened(copied, reader):
-    copy = PackedCopy.open(copied, reader.rows, reader.format.words)
+def opened(copied, reader, shuffle):
+    copy = PackedCopy.open(copied, reader.rows, reader.format.words, shuffle.chunk_rows)
     yield copy
     copy.close()
 
@@ -80,13 +80,14 @@ def test_a_cut_file_is_an_error_not_a_crash(copied, opened, shuffle):
         lambda path: os.truncate(path, path.stat().st_size // 2),
         lambda path: np.save(path, np.zeros((3, 5), np.int32)),
         lambda path: path.with_name("train.xxh3.npy").unlink(),
+        lambda path: np.save(path.with_name("train.xxh3.npy"), np.zeros(5, np.uint64)),
     ],
-    ids=["foreign", "cut", "other rows", "no digests"],
+    ids=["foreign", "cut", "other rows", "no digests", "other digests"],
 )
-def test_what_is_no_copy_of_the_split_is_refused(copied, reader, harm):
+def test_what_is_no_copy_of_the_split_is_refused(copied, reader, shuffle, harm):
     harm(copied)
     with pytest.raises(ArtifactError, match=r"(?s)train.npy.*It is a copy, made again when it is missing"):
-        PackedCopy.open(copied, reader.rows, reader.format.words)
+        PackedCopy.open(copied, reader.rows, reader.format.words, shuffle.chunk_rows)
 
 
 def test_its_name_changes_with_all_that_it_depends_on(tiny, binary, reader, shuffle, tmp_path):

@@ -13,7 +13,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from featurestore.errors import FingerprintError, Interrupted, NotFound, SpecError, TrainingError
+from featurestore.errors import (
+    ArtifactError,
+    FingerprintError,
+    Interrupted,
+    NotFound,
+    SpecError,
+    TrainingError,
+)
 from training.checkpoint import load_checkpoint
 from training.job import train
 from training.run_folder import RunFolder
@@ -250,18 +257,94 @@ def test_in_the_middle_of_an_epoch_another_snapshot_is_refused(config, other_sna
 
 
 def test_a_run_that_is_over_says_what_to_raise(config, trained, tmp_path):
-    with pytest.raises(SpecError, match=r"--epochs must be above the 2 that .*best.pt has had"):
-        train(config(resume=str(trained.checkpoint)))
+    ears = StopAt(None, None)
+    again = train(config(resume=str(trained.checkpoint), checkpoint_dir=tmp_path / "again"), [ears])
+    assert re.search(r"best.pt has had its 2 epochs: to train on, raise --epochs. Its best", ears.notes[-1])
+    assert (again.test, losses(again)) == (trained.test, losses(trained))
     run = tmp_path / "run"
-    train(config(epochs=9, patience=1, learning_rate=0.02, checkpoint_dir=run))
-    with pytest.raises(SpecError, match=r"--patience must be above the 1 epochs without a gain"):
-        train(config(epochs=9, patience=1, resume=str(run)))
+    ended = train(config(epochs=9, patience=1, learning_rate=0.02, checkpoint_dir=run))
+    again = train(config(epochs=9, patience=1, checkpoint_dir=run, resume=str(run)), [ears])
+    assert re.search(
+        r"has ended after 1 epochs without a gain: to train on, raise --patience", ears.notes[-1]
+    )
+    assert (again.test, again.best_epoch) == (ended.test, ended.best_epoch)
+
+
+def test_another_trainings_best_model_is_never_taken_for_ones_own(config, trained, tmp_path):
+    """In the folder lies the best model of a training with another seed."""
+    train(config(epochs=3, seed=5, checkpoint_dir=tmp_path))
+    resumed = train(
+        config(epochs=3, resume=str(trained.checkpoint), learning_rate=0.5, checkpoint_dir=tmp_path)
+    )
+    assert (resumed.best_epoch, resumed.test) == (2, trained.test)
+
+
+def test_the_best_model_of_a_branch_that_was_left_is_not_kept(config, tmp_path):
+    train(config(epochs=1, checkpoint_dir=tmp_path))
+    first = shutil.copy(tmp_path / "last.pt", tmp_path / "first.pt")
+    train(config(epochs=3, checkpoint_dir=tmp_path, resume=str(tmp_path)))
+    left = train(config(epochs=2, checkpoint_dir=tmp_path, resume=str(first), learning_rate=1.0))
+    assert [epoch.best for epoch in left.epochs] == [True, False]
+    assert left.best_epoch == 1
+    assert (
+        load_checkpoint(left.checkpoint)
+        .model["embedding.weight"]
+        .equal(load_checkpoint(first).model["embedding.weight"])
+    )
+
+
+def test_where_the_best_model_is_lost_it_is_sought_anew_aloud(config, tmp_path):
+    with pytest.raises(Interrupted):
+        train(config(epochs=3, checkpoint_dir=tmp_path), [StopAt(2, 1024)])
+    (tmp_path / "best.pt").unlink()
+    ears = StopAt(None, None)
+    result = train(config(epochs=3, checkpoint_dir=tmp_path, resume=str(tmp_path)), [ears])
+    assert any("the best model of run" in note for note in ears.notes)
+    assert [epoch.best for epoch in result.epochs][:2] == [False, True]
+
+
+def test_a_damaged_last_checkpoint_never_takes_the_place_of_the_good_one(config, tmp_path):
+    with pytest.raises(Interrupted):
+        train(config(checkpoint_dir=tmp_path, checkpoint_seconds=0.0), [StopAt(1, 5120)])
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(Interrupted):
+        train(config(checkpoint_dir=tmp_path, resume=str(tmp_path)), [StopAt(1, 6144)])
+    assert load_checkpoint(tmp_path / "previous.pt").rows == 4096
+    assert load_checkpoint(tmp_path / "last.pt").rows == 6144
+
+
+def test_two_trainings_cannot_share_a_folder(config, tmp_path):
+    run = RunFolder(tmp_path)
+    with run.held(), pytest.raises(TrainingError, match=r"another training keeps its checkpoints in"):
+        train(config(checkpoint_dir=tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(config, tmp_path):
+    (tmp_path / "file").touch()
+    ears = StopAt(None, None)
+    with pytest.raises(ArtifactError, match=r"cannot keep checkpoints in .*file.run: "):
+        train(config(checkpoint_dir=tmp_path / "file" / "run"), [ears])
+    assert not any("epoch" in note for note in ears.notes)
+
+
+def test_a_large_checkpoint_on_a_full_disk_is_an_error_without_a_traceback(tiny_store, tmp_path):
+    """The limit on a file's size stands in for the disk; torch's writer tells it in an error of its own."""
+    program = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000));"
+    program += "from featurestore.cli import main; main()"
+    words = ["--store", tiny_store, "--no-tracking", "--epochs", 1, "--checkpoint-dir", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == 4
+    assert "cannot write the checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_weights_that_are_no_numbers_are_never_kept(config, tmp_path):
     with pytest.raises(TrainingError):
         train(config(learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_seconds=0.0))
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("*.pt"):
         assert all(weights.isfinite().all() for weights in load_checkpoint(path).model.values())
 
 

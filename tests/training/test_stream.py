@@ -126,6 +126,16 @@ def test_an_epoch_can_be_gone_on_with_from_any_batch(tiny, open_stream, feed, wi
     assert not rest or (rows_of(rest) == whole[start:]).all()
 
 
+def test_an_epoch_can_be_gone_on_with_in_other_batches_by_other_ranks(tiny, open_stream):
+    whole = rows_of(open_stream(tiny, seed=3, shuffle=True).epoch(1))
+    parts = [
+        list(open_stream(tiny, batch_size=37, seed=3, shuffle=True, share=Share(rank, 2)).epoch(1, 640))
+        for rank in range(2)
+    ]
+    rest = [batch for both in zip(*parts, strict=True) for batch in both]
+    assert (rows_of(rest) == whole[640:]).all()
+
+
 def test_epochs_can_be_asked_for_again_and_out_of_order(tiny, open_stream):
     stream = open_stream(tiny, seed=3, shuffle=True)
     third, first = rows_of(stream.epoch(3)), rows_of(stream.epoch(1))

@@ -136,8 +136,8 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         "--feed: unknown feed 'ram' (did you mean 'stream'?)",
         "--step: unknown step 'graf' (did you mean 'graph'?)",
         "--precision: unknown precision 'fp8' (known: fp32, tf32, bf16)",
-        "--device: unknown device 'tpu', expected auto, cpu, cuda or cuda:N",
         "--run-name must be text without slashes, got 'a/b'",
+        "--device: unknown device 'tpu', expected auto, cpu, cuda or cuda:N",
     ]
 
 
@@ -173,6 +173,31 @@ def test_cuda_learns_as_the_cpu_does(config, trained):
     result = train(config(device="cuda"))
     for mine, theirs in zip(losses(result), losses(trained), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"resume": " "}, "--resume names no run"),
+        ({"seed": 2**64}, "--seed must be at most"),
+        ({"threads": 10**6}, "--threads must be at most 1024"),
+        ({"step": "compile", "optimizer": "rowwise_adagrad"}, "--step compile is for --optimizer adam"),
+        ({"table_learning_rate": 0.1}, "--table-lr is for --optimizer rowwise_adagrad"),
+        ({"optimizer": "rowwise_adagrad", "weight_decay": 100.0}, "--weight-decay times --table-lr"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_told(config, options, said):
+    with pytest.raises(SpecError, match=said):
+        config(**options)
+
+
+def test_settings_of_a_resumed_run_are_checked_when_they_are_all_known(config, tmp_path):
+    run = tmp_path / "run"
+    options = {"optimizer": "rowwise_adagrad", "checkpoint_dir": run}
+    train(config(epochs=1, **options))
+    words = ["--store", config().store, "--resume", run, "--epochs", 2, "--table-lr", 0.1]
+    assert invoke(*words, "--json").exit_code == 0
+    assert load_checkpoint(run / "last.pt").config["table_learning_rate"] == 0.1
 
 
 def test_tracking_without_mlflow_says_how_to_install_it(tmp_path, monkeypatch):

@@ -150,6 +150,18 @@ def test_workers_that_do_not_come_are_an_error(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x", "RANK": "0"}])
+def test_an_environment_that_names_no_rank_is_an_error(monkeypatch, environment):
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(TrainingError, match="names no rank of a training"),
+        join_world(torch.device("cpu")),
+    ):
+        pass
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
