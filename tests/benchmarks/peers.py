@@ -102,6 +102,8 @@ def slotstore(data):
 # torch.utils.data.DataLoader. It has no format: rows lie in memory, packed as slotstore packs them. Its
 # documented way to fetch many rows at once is `__getitems__`; a sampler that yields index tensors, with
 # automatic batching off (batch_size=None), also saves the list of int that the first one makes of an epoch.
+# Both take with numpy, as slotstore does: torch's index_select is as fast on idle cores, but waits for all
+# of its threads, and where other work has the cores it was four times slower; of a list it is always slower.
 
 
 class Rows(Dataset):
@@ -111,11 +113,10 @@ class Rows(Dataset):
     def __len__(self):
         return len(self.rows)
 
-    def __getitems__(self, indices):
-        return delivered(self.rows[indices])
-
     def __getitem__(self, indices):
-        return delivered(self.rows.index_select(0, indices))
+        return delivered(torch.from_numpy(self.rows.numpy().take(indices, axis=0)))
+
+    __getitems__ = __getitem__
 
 
 class IndexTensors(Sampler):
@@ -204,7 +205,9 @@ def hf_map(data):
 # litdata. ParquetLoader gives a dict a row, and says itself that shuffled it is slow. Fixed rows of numbers
 # are `no_header_numpy`: as TokensLoader (a row is a block of L + 1 tokens), which permutes all rows of a
 # chunk, or as numpy items at their default, which permutes blocks of 256 rows, then the rows in a block: a
-# full permutation of items took a hundred times as long.
+# full permutation of items took a hundred times as long. So few rows are one chunk of the default 64 MB, and
+# two workers that shared it were twenty times slower than one process: chunks are of 4 MB, so that each has
+# its own. Items with two workers stayed three times slower than without, and are left out.
 
 
 def token_rows(path):
@@ -225,7 +228,7 @@ def lit_prepare(data, name, rows, **options):
     import litdata
 
     folder = str(data.folder / name)
-    litdata.optimize(rows, data.parquet(), folder, chunk_bytes="64MB", num_workers=1, **options)
+    litdata.optimize(rows, data.parquet(), folder, chunk_bytes="4MB", num_workers=1, **options)
 
 
 def lit_stream(data, name, count, **options):
@@ -273,8 +276,8 @@ class Contender(NamedTuple):
     warm: bool = True  # an epoch comes before the one that is timed
 
 
-def lit_tokens(data):
-    return lit_stream(data, "lit-tokens", 0, item_loader=tokens_loader(data), item_shuffle_window="full")
+def lit_tokens(data, count):
+    return lit_stream(data, "lit-tokens", count, item_loader=tokens_loader(data), item_shuffle_window="full")
 
 
 def lit_tokens_prepare(data):
@@ -302,12 +305,12 @@ CONTENDERS = {
     ),
     "datasets, streamed, torch": Contender(hf_stream, package="datasets"),
     "datasets, map-style, torch": Contender(hf_map, hf_map_prepare, "datasets", FEW),
-    "litdata, TokensLoader": Contender(lit_tokens, lit_tokens_prepare, **LIT),
+    "litdata, TokensLoader": Contender(lambda data: lit_tokens(data, 0), lit_tokens_prepare, **LIT),
+    "litdata, TokensLoader, 2 workers": Contender(
+        lambda data: lit_tokens(data, 2), lit_tokens_prepare, **LIT
+    ),
     "litdata, numpy items, blocks": Contender(
         lambda data: lit_stream(data, "lit-items", 0), lit_items_prepare, **LIT
-    ),
-    "litdata, numpy items, blocks, 2 workers": Contender(
-        lambda data: lit_stream(data, "lit-items", 2), lit_items_prepare, **LIT
     ),
     "mosaicml-streaming, MDS": Contender(lambda data: mds(data, 0), **MDS),
     "mosaicml-streaming, MDS, 2 workers": Contender(lambda data: mds(data, 2), **MDS),
