@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from featurestore.errors import Interrupted, TrainingError
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint
 from training.interrupt import StopRequest
 from training.loop import TrainState
 from training.run_folder import RunFolder, at
@@ -93,7 +93,7 @@ class CheckpointKeeper:
         """Write best.pt."""
         checkpoint = self._intact(state)
         if checkpoint is not None:
-            save_checkpoint(self.folder.best, checkpoint)
+            self.folder.save_best(checkpoint)
 
     def end_epoch(self, state: TrainState, *, last: bool) -> None:
         """Write last.pt, unless epochs are so short that this would slow them down; see `keep`.
@@ -102,7 +102,11 @@ class CheckpointKeeper:
         """
         if last:
             self._write(state)
-        elif self._agreed(self.stopping or self._took <= EPOCH_SHARE * (time.monotonic() - self._saved)):
+        elif self._agreed(
+            self.stopping
+            or state.history[-1].best  # so that best.pt is of the state's best epoch, or of the next one
+            or self._took <= EPOCH_SHARE * (time.monotonic() - self._saved)
+        ):
             self.keep(state)
 
     def _intact(self, state: TrainState) -> Checkpoint | None:

@@ -20,8 +20,9 @@ _NAME = re.compile(r"\d{8}-\d{6}-.*")
 class RunFolder:
     """Where a run keeps its checkpoints.
 
-    best.pt: the model of the best epoch. last.pt: the newest state, from which the run is resumed.
-    previous.pt: the state before, in case that one is damaged.
+    best.pt: the model of the best epoch. best-before.pt: that of the one before, for a run that is killed when a
+    new best is kept and the state of that moment is not yet. last.pt: the newest state, from which the run is
+    resumed. previous.pt: the state before, in case that one is damaged.
     """
 
     path: Path
@@ -30,6 +31,11 @@ class RunFolder:
     def best(self) -> Path:
         """The model of the best epoch."""
         return self.path / "best.pt"
+
+    @property
+    def best_before(self) -> Path:
+        """The model of the best epoch before that."""
+        return self.path / "best-before.pt"
 
     @property
     def last(self) -> Path:
@@ -64,20 +70,25 @@ class RunFolder:
                 ) from error
             yield
 
-    def take_best(self, checkpoint: Checkpoint, candidate: Path) -> bool:
+    def take_best(self, checkpoint: Checkpoint, source: "RunFolder") -> bool:
         """Make best.pt the model of the best epoch before ``checkpoint``; False where it is not there.
 
-        What ``candidate`` holds is taken if it is of that epoch, and of no other training.
+        What the run ``source`` holds is taken if it is of that epoch, and of no other training.
         """
-        if _is_best_of(_intact(candidate), checkpoint):
-            if candidate != self.best:
-                write_whole(self.best, candidate.read_bytes(), durable=True)
-            return True
+        for candidate in (source.best, source.best_before):
+            if _is_best_of(_intact(candidate), checkpoint):
+                if candidate != self.best:
+                    write_whole(self.best, candidate.read_bytes(), durable=True)
+                return True
         self.best.unlink(missing_ok=True)
         if checkpoint.rows == 0 and checkpoint.state["history"] and checkpoint.state["history"][-1]["best"]:
             save_checkpoint(self.best, checkpoint)
             return True
         return False
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write the model of a new best epoch."""
+        save_checkpoint(self.best, checkpoint, self.best_before)
 
     def save_last(self, checkpoint: Checkpoint) -> None:
         """Write the newest state; the one it takes the place of becomes the previous one."""

@@ -146,7 +146,7 @@ class Session:
         """Make a folder that of the run resumed; where its best model is lost, the best is sought anew."""
         found = True
         if self.world.rank == 0:
-            found = folder.take_best(resumed.checkpoint, resumed.folder.best)
+            found = folder.take_best(resumed.checkpoint, resumed.folder)
             if resumed.damaged:  # else it would take the place of the one before, which is good
                 resumed.folder.last.unlink(missing_ok=True)
         (lost,) = self.world.any_of([not found])

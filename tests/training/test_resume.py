@@ -293,6 +293,22 @@ def test_the_best_model_of_a_branch_that_was_left_is_not_kept(config, tmp_path):
     )
 
 
+def test_a_run_killed_between_a_new_best_model_and_its_state_goes_on_as_if_it_had_not_been(config, tmp_path):
+    """What it leaves: best.pt of the second epoch, last.pt of some step of it."""
+    whole = train(config(epochs=3, checkpoint_dir=tmp_path / "whole"))
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config(epochs=3, checkpoint_dir=run), [StopAt(2, 5120)])
+    for name in ("best.pt", "best-before.pt"):
+        (run / name).unlink(missing_ok=True)
+    train(config(epochs=2, checkpoint_dir=tmp_path / "ahead"))
+    for name in ("best.pt", "best-before.pt"):
+        shutil.copy(tmp_path / "ahead" / name, run)
+    resumed = train(config(epochs=3, checkpoint_dir=run, resume=str(run)))
+    assert [epoch.best for epoch in resumed.epochs] == [epoch.best for epoch in whole.epochs]
+    assert_same(tmp_path / "whole", run)
+
+
 def test_where_the_best_model_is_lost_it_is_sought_anew_aloud(config, tmp_path):
     with pytest.raises(Interrupted):
         train(config(epochs=3, checkpoint_dir=tmp_path), [StopAt(2, 1024)])
