@@ -20,9 +20,9 @@ _NAME = re.compile(r"\d{8}-\d{6}-.*")
 class RunFolder:
     """Where a run keeps its checkpoints.
 
-    best.pt: the model of the best epoch. best-before.pt: that of the one before, for a run that is killed when
-    a new best is kept and the state of that moment is not yet. last.pt: the newest state, from which the run is
-    resumed. previous.pt: the state before, in case that one is damaged.
+    best.pt: the model of the best epoch. best-before.pt: that of the one before, for a run that is killed
+    when a new best is kept and the state of that moment is not yet. last.pt: the newest state, from which the
+    run is resumed. previous.pt: the state before, in case that one is damaged.
     """
 
     path: Path
