@@ -6,6 +6,7 @@ come from where every client of the service looks for them (AWS_PROFILE, AWS_END
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import posixpath
@@ -225,6 +226,20 @@ def remove_tree(path: AnyPath) -> None:
     objects = [path / name for name in files_below(path)]
     with ThreadPoolExecutor(REQUESTS) as pool:
         list(pool.map(lambda each: each.unlink(missing_ok=True), objects))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, made with its folder if missing, for the time of a with statement.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def sync(path: Path) -> None:

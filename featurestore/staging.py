@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pyarrow import fs
 
 from featurestore.errors import ArtifactError, SpecError, StoreBusy
 from featurestore.manifest import Manifest, Shard
-from featurestore.paths import REQUESTS, AnyPath, RemotePath, remove_tree, sync, write_whole
+from featurestore.paths import REQUESTS, AnyPath, RemotePath, locked, remove_tree, sync, write_whole
 from featurestore.snapshot import MANIFEST, Snapshot, open_snapshot, read_snapshot
 
 ABANDONED_SECONDS = 24 * 3600
@@ -174,18 +173,15 @@ def lock(store: AnyPath) -> Iterator[None]:
         return
     if "?" in str(store.absolute()):
         raise SpecError(str(store), ["DuckDB opens no database in a path with a question mark"])
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        file = (store / "ingest.lock").open("w")
-    except OSError as error:
-        raise ArtifactError(f"the store {store} cannot be written: {error}") from error
-    with file:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(store / "ingest.lock"))
         except BlockingIOError as error:
             raise StoreBusy(
                 f"another ingestion into {store} or a removal is running: wait for it, or use another --store"
             ) from error
+        except OSError as error:
+            raise ArtifactError(f"the store {store} cannot be written: {error}") from error
         yield
 
 

@@ -90,9 +90,8 @@ class UnifiedEmbedding(SlotEmbedding):
         if low < 0 or high >= num_slots:
             raise IndexError(f"a slot is outside the table: it has {num_slots:,} rows")
         parts = layer.weight.view(-1, lookups, dim).permute(2, 1, 0)  # (D, L, H): all W_l.T
-        table = (self.weight @ parts.flatten(1)).view(
-            num_slots * lookups, -1
-        )  # row s * L + l: weight[s] @ W_l.T
+        products = self.weight @ parts.flatten(1)  # (num_slots, L * H)
+        table = products.view(num_slots * lookups, -1)  # row s * L + l: weight[s] @ W_l.T
         rows = slots * lookups + torch.arange(lookups, dtype=slots.dtype)
         sums: torch.Tensor = _CpuSum.apply(table, rows)
         return sums + layer.bias

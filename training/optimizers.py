@@ -35,7 +35,19 @@ def coalesced(gradient: torch.Tensor) -> torch.Tensor:
     if gradient.is_coalesced():
         return gradient
     rows, values = gradient._indices()[0], gradient._values()  # the public ones want it coalesced
-    return sparse_gradient(rows, values, len(gradient))
+    if not _increasing(rows):
+        return sparse_gradient(rows, values, len(gradient))
+    return torch.sparse_coo_tensor(
+        rows[None], values, gradient.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def _increasing(rows: torch.Tensor) -> bool:
+    """Whether rows are sorted and distinct, as a lookup on a CPU leaves them: autograd forgets that they are.
+
+    Elsewhere it is not asked, for the answer would wait for the device.
+    """
+    return rows.device.type == "cpu" and bool((rows[1:] > rows[:-1]).all())
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -120,9 +132,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def catch_up(self, rows: torch.Tensor) -> None:
         """Bring the rows of a batch up to date, int of any shape, each as often as it comes."""
         for table in self._tables():
-            _pay(
-                table, self.state[table], rows.flatten().long()
-            )  # slots may be int32, index_copy_ takes none
+            _pay(table, self.state[table], rows.flatten().long())  # index_copy_ takes no int32
 
     @torch.no_grad()
     def flush(self) -> None:

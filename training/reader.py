@@ -49,9 +49,8 @@ class SplitReader:
     def base(self, shuffle: Shuffle) -> Rows:
         """Return all rows in the base order of their shuffle."""
         if shuffle.whole:
-            return next(
-                iter([*self.blocks(self.rows)]), self.format.empty(0)
-            )  # read to the end: it is counted
+            blocks = [*self.blocks(self.rows)]  # all there are, which counts them
+            return blocks[0] if blocks else self.format.empty(0)
         places = BaseOrder(self.rows, shuffle.window_rows).places()
         rows, start = np.empty((self.rows, self.format.words), np.int32), 0
         for block in self.blocks(shuffle.window_rows):

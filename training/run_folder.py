@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import fcntl
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import ArtifactError, NotFound, TrainingError, VersionError, did_you_mean
-from featurestore.paths import write_whole
+from featurestore.paths import locked, write_whole
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 _NAME = re.compile(r"\d{8}-\d{6}-.*")
@@ -55,19 +54,16 @@ class RunFolder:
             ArtifactError: it cannot be written.
             TrainingError: another training holds it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / "run.lock").open("w")
-        except OSError as error:
-            raise ArtifactError(f"cannot keep checkpoints in {self.path}: {error}") from error
-        with file:
+        with contextlib.ExitStack() as lock:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.enter_context(locked(self.path / "run.lock"))
             except BlockingIOError as error:
                 raise TrainingError(
                     f"another training keeps its checkpoints in {self.path}: wait for it, or use another "
                     "--checkpoint-dir"
                 ) from error
+            except OSError as error:
+                raise ArtifactError(f"cannot keep checkpoints in {self.path}: {error}") from error
             yield
 
     def take_best(self, checkpoint: Checkpoint, source: "RunFolder") -> bool:

@@ -73,9 +73,7 @@ def _option(field: str, kind: Any, text: str) -> Callable[[_Function], _Function
     "Adam adds it to the gradient (L2); rowwise_adagrad takes it off the table's weights.",
 )
 @_option("clip_norm", float, "Scale gradients down to this norm. Default: they are left alone.")
-@_option(
-    "optimizer", click.Choice(OPTIMIZERS), "rowwise_adagrad: a step costs the same however large the table."
-)
+@_option("optimizer", click.Choice(OPTIMIZERS), "rowwise_adagrad: a step touches its batch's rows alone.")
 @_option("table_learning_rate", float, "Learning rate of rowwise_adagrad's table.")
 @click.option(
     "--shard-table", is_flag=True, help="With torchrun: each rank holds a part of the table's rows, not all."
