@@ -9,35 +9,17 @@ changes nothing but on CUDA, and is left out elsewhere. On a CPU without bfloat1
 
 import argparse
 import statistics
-import tempfile
-from pathlib import Path
 
 import torch
-from stores import add_options, opened
+from stores import add_options, opened, trained
 
-from training.config import TrainConfig
-from training.job import train
 from training.models import MODELS
 from training.step import PRECISIONS
 
 
 def run(store, model, precision, seed, args):
     """Train; return rows/s and the best validation metric."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            store.path,
-            model=model,
-            precision=precision,
-            seed=seed,
-            epochs=args.epochs,
-            patience=args.epochs,
-            batch_size=args.batch_size,
-            threads=args.threads,
-            device=args.device,
-            tracking=False,
-            checkpoint_dir=Path(folder),
-        )
-        result = train(config)
+    result = trained(store, args, model=model, precision=precision, seed=seed)
     return result.rows_per_second, result.epochs[result.best_epoch - 1].score
 
 

@@ -16,15 +16,11 @@ deviation over seeds. A seed also draws the initial weights, the same ones in ev
 
 import argparse
 import statistics
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
-from stores import add_options, integers, opened
+from stores import add_options, integers, opened, trained
 
-from training.config import TrainConfig
-from training.job import train
 from training.order import BaseOrder, Shuffle, permutation
 
 LAGS = (1, 10, 100)
@@ -93,21 +89,7 @@ def show_mixing(store, window_rows):
 
 def best_score(store, window_rows, seed, args):
     """Train, streaming; return the best validation metric."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            store.path,
-            seed=seed,
-            feed="stream",
-            window_rows=window_rows,
-            epochs=args.epochs,
-            patience=args.epochs,
-            batch_size=args.batch_size,
-            threads=args.threads,
-            device=args.device,
-            tracking=False,
-            checkpoint_dir=Path(folder),
-        )
-        result = train(config)
+    result = trained(store, args, seed=seed, feed="stream", window_rows=window_rows)
     return result.epochs[result.best_epoch - 1].score
 
 

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 from featurestore.store import FeatureStore
+from training.config import TrainConfig
+from training.job import train
 
 
 def add_options(parser):
@@ -28,6 +30,23 @@ def opened(args):
             subprocess.run([sys.executable, *ingest, "--spec", args.spec], check=True)
         with FeatureStore(path) as store:
             yield store
+
+
+def trained(store, args, **options):
+    """Train for ``args.epochs`` whole epochs, without a trace of it left; return the result."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            store.path,
+            epochs=args.epochs,
+            patience=args.epochs,
+            batch_size=args.batch_size,
+            threads=args.threads,
+            device=args.device,
+            tracking=False,
+            checkpoint_dir=Path(folder),
+            **options,
+        )
+        return train(config)
 
 
 def integers(text):
