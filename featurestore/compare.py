@@ -154,7 +154,8 @@ def _split_facts(manifest: Manifest) -> dict[str, Any]:
     splits = manifest.load_splits()
     rows = {f"{split}.rows": splits.rows.get(split, 0) for split in SPLITS}
     starts = zip(SPLITS[1:], splits.boundaries, strict=False)
-    return {"kind": splits.rule.kind, **rows, **{f"{split}.from": start for split, start in starts}}
+    found = {"kind": splits.rule.kind, **rows, "dropped.rows": splits.dropped}
+    return found | {f"{split}.from": start for split, start in starts}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

@@ -16,8 +16,8 @@ from featurestore.errors import ArtifactError, QueryError
 from featurestore.manifest import REJECTS_SCHEMA
 from featurestore.paths import AnyPath, RemotePath
 from featurestore.snapshot import Snapshot
-from featurestore.spec import SPLITS, FeatureSpec, SplitRule
-from featurestore.splits import Splits, bucket_boundaries, clause, condition, place
+from featurestore.spec import SPLITS, FeatureSpec, Label, SplitRule
+from featurestore.splits import Splits, bucket_boundaries, condition, kept, place
 
 _XXH32 = (Path(__file__).parent / "xxh32.sql").read_text(encoding="utf-8")
 _BIN_BITS = 14
@@ -144,10 +144,10 @@ def define_views(database: Database, snapshot: Snapshot) -> None:
         f"CREATE OR REPLACE VIEW vocabulary AS SELECT * FROM {vocabulary}",
         f"CREATE OR REPLACE VIEW rejects AS {_rejects(snapshot.files('rejects'))}",
     ]
-    for split in SPLITS:
-        where = clause(splits.rule, splits.boundaries, split)
-        statements.append(f"CREATE OR REPLACE VIEW {split} AS SELECT * FROM examples {where}")
-    for statement in statements + _lookup_statements(spec):
+    views = [
+        f"CREATE OR REPLACE VIEW {split} AS SELECT * FROM examples {splits.clause(split)}" for split in SPLITS
+    ]
+    for statement in [*statements, *views, *_lookup_statements(spec)]:
         database.execute(statement)
 
 
@@ -217,10 +217,13 @@ def _reading(files: Sequence[AnyPath]) -> Iterator[Database]:
         yield database
 
 
-def resolve_splits(files: Sequence[AnyPath], rule: SplitRule) -> Splits:
-    """Find a rule's boundaries on the examples in ``files``, and count each split's rows."""
+def resolve_splits(files: Sequence[AnyPath], rule: SplitRule, label: Label) -> Splits:
+    """Find a rule's boundaries on the examples in ``files``, and count each split's rows.
+
+    Examples that the label drops are counted apart, and by nothing else.
+    """
     with _reading(files) as database:
-        database.execute(f"CREATE VIEW examples AS SELECT * FROM {parquet(files)}")
+        database.execute(f"CREATE VIEW examples AS SELECT * FROM {parquet(files)} WHERE {kept(label)}")
         boundaries = rule.boundaries
         if rule.kind == "random":
             boundaries = bucket_boundaries(rule)
@@ -230,7 +233,8 @@ def resolve_splits(files: Sequence[AnyPath], rule: SplitRule) -> Splits:
             f"count(*) FILTER ({condition('place', rule, boundaries, split)})" for split in SPLITS
         )
         counts = database.execute(f"SELECT {counted} FROM (SELECT {place(rule)} AS place FROM examples)")[0]
-    return Splits(rule, boundaries, dict(zip(SPLITS, counts, strict=True)))
+        lost = database.execute(f"SELECT count(*) FROM {parquet(files)} WHERE NOT ({kept(label)})")[0][0]
+    return Splits(rule, label, boundaries, dict(zip(SPLITS, counts, strict=True)), lost)
 
 
 def _time_boundaries(database: Database, fractions: Sequence[float]) -> tuple[int, ...]:

@@ -113,5 +113,6 @@ class Manifest:
 
     def load_splits(self) -> Splits:
         """Return the splits as resolved when the snapshot was made."""
-        rule = self.load_spec().split
-        return Splits(rule, tuple(self.splits["boundaries"]), self.splits["rows"])
+        spec, found = self.load_spec(), self.splits
+        boundaries = tuple(found["boundaries"])
+        return Splits(spec.split, spec.label, boundaries, found["rows"], found.get("dropped", 0))

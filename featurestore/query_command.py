@@ -96,14 +96,21 @@ def features(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
 @snapshot_option
 @json_option
 def splits(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
-    """Show each split: its rows, its first and last event time, and the rule that cuts it."""
+    """Show each split: its rows, its first and last event time, and the rule that cuts it.
+
+    Examples that the label drops are counted as left out: no split has them.
+    """
     with FeatureStore(store, snapshot_id) as opened:
         ranges = {split: opened.time_range(split) or (None, None) for split in opened.splits.rows}
         cut = opened.splits
     rows = [(split, cut.rows[split], *map(moment, times)) for split, times in ranges.items()]
+    if cut.label.drop:
+        rows.append(("(left out)", cut.dropped, None, None))
     show_rows(["split", "rows", "first", "last"], rows, as_json=as_json)
     if not as_json:
         click.echo(f"rule: {_rule_text(cut)}")
+        if drop := cut.label.drop:
+            click.echo(f"left out: examples whose {cut.label.column} is {' or '.join(map(str, drop))}")
 
 
 def _rule_text(cut: Splits) -> str:

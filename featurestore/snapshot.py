@@ -100,9 +100,11 @@ def _count_problems(manifest: Manifest) -> Iterator[str]:
         rows = sum(shard.rows for shard in manifest.shards[kind])
         if rows != manifest.counts[kind]:
             yield f"the shards of {kind} hold {rows:,} rows, the manifest counts {manifest.counts[kind]:,}"
-    split_rows = sum(manifest.splits["rows"].values())
-    if split_rows != examples:
-        yield f"the splits hold {split_rows:,} rows of {examples:,} examples"
+    splits = manifest.load_splits()
+    split_rows = sum(splits.rows.values())
+    if split_rows + splits.dropped != examples:
+        without = f", {splits.dropped:,} of which the label drops" if splits.dropped else ""
+        yield f"the splits hold {split_rows:,} rows of {examples:,} examples{without}"
 
 
 def _content_problems(snapshot: Snapshot) -> Iterator[str]:

@@ -14,6 +14,7 @@
     [label]
     column = "rating"
     threshold = 4.0         # optional: a binary label, rating >= 4.0
+    drop = [3.0]            # optional: examples with these ratings are in no split
 
     [split]
     kind = "time"           # "time", "random" or "leave_last"
@@ -44,10 +45,13 @@ LAST_SECOND = 4_102_444_800
 """2100-01-01 in unix seconds: a later boundary is one in milliseconds."""
 MAX_DIM = 65_536
 MAX_LAST = 1_000_000
+MAX_LABEL = 1_000_000
 
 _SLOT_COLUMN = re.compile(r".*_slot_[0-9]+", re.IGNORECASE)
 _USED_BY = {"time": ("fractions", "boundaries"), "random": ("fractions", "seed"), "leave_last": ("last",)}
 """The keys of a split that a split of each kind uses."""
+_LATER = {"label": ("drop",)}
+"""Keys that a canonical form has only where they are used."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,14 @@ class Feature:
 
 @dataclass(frozen=True)
 class Label:
-    """What is predicted: a numeric column, or whether it reaches ``threshold``."""
+    """What is predicted: a numeric column, or whether it reaches ``threshold``.
+
+    Examples whose value is in ``drop`` belong to no split.
+    """
 
     column: str
     threshold: float | None = None
+    drop: tuple[float, ...] = ()
 
     @property
     def is_binary(self) -> bool:
@@ -126,8 +134,13 @@ class FeatureSpec:
         raise ValueError(f"no feature {name!r} in spec {self.name!r}{did_you_mean(name, known)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the canonical form: plain values, seeds listed, defaults filled in."""
+        """Return the canonical form: plain values, seeds listed, defaults filled in.
+
+        What is of a later date than the first stores is left out where it says nothing: fingerprints stay.
+        """
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for section, keys in _LATER.items():
+            plain[section] = {key: value for key, value in plain[section].items() if value or key not in keys}
         return plain
 
     @property
@@ -249,10 +262,15 @@ def _clashes(features: Sequence[Feature]) -> list[str]:
 
 
 def _label(section: Section) -> Label:
-    section.only("column", "threshold")
+    section.only("column", "threshold", "drop")
     if section.data.get("column", "rating") != "rating":
         section.note("column", "'rating', the only label MovieLens has")
-    return Label("rating", section.number("threshold"))
+    drop = section.items("drop", as_number, _are_labels, f"distinct numbers of at most {MAX_LABEL}")
+    return Label("rating", section.number("threshold"), tuple(sorted(drop)))
+
+
+def _are_labels(values: Sequence[float]) -> bool:
+    return len(set(values)) == len(values) and all(abs(value) <= MAX_LABEL for value in values)
 
 
 def _split(section: Section) -> SplitRule:

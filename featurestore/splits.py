@@ -3,6 +3,9 @@
 A split is a rule with its boundaries resolved on a snapshot, never a copy of rows. The clauses use
 only functions whose results are fixed by a standard (comparison, MD5, row numbers over a total
 order), so another engine, or this one years later, selects the same rows.
+
+Examples that the label drops belong to no split. They are taken away first: fractions are those of the
+others, and a user's last examples are the last of the others.
 """
 
 import itertools
@@ -10,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.spec import SPLITS, SplitRule
+from featurestore.spec import SPLITS, Label, SplitRule
 
 BUCKETS = 1_000_000
 """A random split compares a hash modulo this, so fractions are exact to one in a million."""
@@ -21,16 +24,24 @@ class Splits:
     """A rule with its boundaries and the rows that each split has in one snapshot.
 
     boundaries: for ``time`` the first unix second of validation and of test; for ``random`` the
-    first bucket of each; for ``leave_last`` none.
+    first bucket of each; for ``leave_last`` none. dropped: the rows that are in none, for the label
+    drops them.
     """
 
     rule: SplitRule
+    label: Label
     boundaries: tuple[int, ...]
     rows: Mapping[str, int]
+    dropped: int = 0
+
+    def clause(self, split: str) -> str:
+        """Return the `clause` that selects ``split``."""
+        return clause(self.rule, self.label, self.boundaries, split)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest's form."""
-        return {"kind": self.rule.kind, "boundaries": list(self.boundaries), "rows": dict(self.rows)}
+        form = {"kind": self.rule.kind, "boundaries": list(self.boundaries), "rows": dict(self.rows)}
+        return form | ({"dropped": self.dropped} if self.dropped else {})
 
 
 def bucket_boundaries(rule: SplitRule) -> tuple[int, ...]:
@@ -38,10 +49,18 @@ def bucket_boundaries(rule: SplitRule) -> tuple[int, ...]:
     return tuple(round(BUCKETS * part) for part in itertools.accumulate(rule.fractions[:-1]))
 
 
-def clause(rule: SplitRule, boundaries: tuple[int, ...], split: str) -> str:
-    """Return the WHERE or QUALIFY clause that selects ``split`` from the examples."""
-    word = "QUALIFY" if rule.kind == "leave_last" else "WHERE"
-    return f"{word} {condition(place(rule), rule, boundaries, split)}"
+def clause(rule: SplitRule, label: Label, boundaries: tuple[int, ...], split: str) -> str:
+    """Return the WHERE clause, and QUALIFY for ranks, that selects ``split`` from the examples."""
+    inside = condition(place(rule), rule, boundaries, split)
+    if rule.kind == "leave_last":  # ranks come after WHERE: they count the kept rows alone
+        return f"WHERE {kept(label)} QUALIFY {inside}"
+    return f"WHERE {kept(label)} AND {inside}"
+
+
+def kept(label: Label) -> str:
+    """Return SQL that holds for the examples that the label does not drop."""
+    listed = ", ".join(f"{value!r}::FLOAT" for value in label.drop)  # ratings are 32-bit floats
+    return f"{label.column} NOT IN ({listed})" if listed else "true"
 
 
 def place(rule: SplitRule) -> str:

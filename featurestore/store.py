@@ -11,7 +11,7 @@ from featurestore.errors import ArtifactError, NotFound, did_you_mean
 from featurestore.paths import AnyPath, as_path
 from featurestore.snapshot import Snapshot, open_snapshot
 from featurestore.spec import SPLITS, FeatureSpec
-from featurestore.splits import Splits, clause
+from featurestore.splits import Splits
 
 _FILE, _ROW = identifier(" file"), identifier(" row")
 """Columns that no spec can name: where a row comes from, to bring rows back into order."""
@@ -89,10 +89,10 @@ class FeatureStore:
         files = self.snapshot.files("examples")
         order = self._known_shards(range(len(files)) if shards is None else shards)
         listed = ", ".join(identifier(name) for name in self._known_columns(columns))
-        where = clause(self.splits.rule, self.splits.boundaries, _known_split(split))
+        where = self.splits.clause(_known_split(split))
         if not order:
             query = f"SELECT {listed} FROM {parquet(files)} LIMIT 0"
-        elif where.startswith("QUALIFY"):
+        elif self.splits.rule.kind == "leave_last":
             query = _ranked(listed, files, order, where)
         else:
             query = f"SELECT {listed} FROM {parquet([files[number] for number in order])} {where}"

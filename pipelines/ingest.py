@@ -191,6 +191,7 @@ def summary(result: IngestResult) -> dict[str, object]:
         "superseded": reports.superseded if reports else 0,
         "replaced": reports.replaced if reports else 0,
         "splits": manifest.splits["rows"],
+        "dropped": manifest.load_splits().dropped,
         "seconds": round(result.seconds, 3),
         "rows_per_second": round(read / result.seconds),
         "bytes": sum(shard.bytes for shards in manifest.shards.values() for shard in shards),
@@ -207,7 +208,8 @@ def summary_text(result: IngestResult, spec: FeatureSpec, store: AnyPath) -> str
         return (
             f"snapshot  {manifest.id} in {store} was made from these very ratings already: nothing to append"
         )
-    splits = ", ".join(f"{name} {rows:,}" for name, rows in manifest.splits["rows"].items())
+    cut = manifest.splits["rows"] | ({"left out": facts["dropped"]} if facts["dropped"] else {})
+    splits = ", ".join(f"{name} {rows:,}" for name, rows in cut.items())
     shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']} shards"
     lines = [
         f"snapshot  {manifest.id} in {store}  (spec {spec.name}, {manifest.source['format']})",

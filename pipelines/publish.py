@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 
 from featurestore.database import resolve_splits, write_catalog
 from featurestore.digest import Sums, add_sums
-from featurestore.errors import ArtifactError, TooManyRejects
+from featurestore.errors import ArtifactError, SourceError, TooManyRejects
 from featurestore.manifest import REJECTS_SCHEMA, Manifest, Shard
 from featurestore.paths import REQUESTS, AnyPath, arrow_file, files_below, remove_tree
 from featurestore.retention import sweep
 from featurestore.snapshot import Snapshot, table_sums
 from featurestore.spec import FeatureSpec
+from featurestore.splits import Splits
 from featurestore.staging import Staging
 from pipelines.append import RewriteReport
 from pipelines.describe import SourceFile
@@ -156,7 +157,7 @@ def publish(
     examples, rejects = _example_shards(reports, parent), _reject_shards(reports, parent)
     root = staging.folder if parent is None else parent.folder
     files = [(root if shard.is_inherited else staging.folder) / shard.path for shard in examples]
-    splits = resolve_splits(files, spec.split)
+    splits = _resolve(files, spec)
     own_rejects = [staging.folder / shard.path for shard in rejects if not shard.is_inherited]
     reject_sums = table_sums(own_rejects)
     for scratch in (REPORTS, KEYS_FOLDER, SUPERSEDED_FOLDER, ENTITIES_FOLDER):
@@ -188,6 +189,16 @@ def publish(
     with contextlib.suppress(OSError):  # it is published; what could not be removed is when next it is tried
         sweep(staging.store)
     return published
+
+
+def _resolve(files: Sequence[AnyPath], spec: FeatureSpec) -> Splits:
+    splits = resolve_splits(files, spec.split, spec.label)
+    if splits.dropped and not any(splits.rows.values()):
+        raise SourceError(
+            f"all {splits.dropped:,} examples have a {spec.label.column} that the spec {spec.name!r} drops "
+            f"(label.drop = {list(spec.label.drop)}), nothing was published: drop fewer"
+        )
+    return splits
 
 
 def _rows(shards: Sequence[Shard]) -> int:

@@ -22,12 +22,12 @@ from featurestore.staging import staging
 TIME_SPLIT = {"kind": "time", "fractions": [0.8, 0.1, 0.1]}
 
 
-def _spec(split=None, features=None):
+def _spec(split=None, features=None, label=None):
     features = features or [{"name": "user_id", "lookups": 2}, {"name": "movie_id", "seeds": [2, 3]}]
     data = {
         "table": {"num_slots": 97, "dim": 4},
         "features": features,
-        "label": {},
+        "label": label or {},
         "split": split or TIME_SPLIT,
     }
     return parse_spec(data, "made", "a test's spec")
@@ -80,7 +80,7 @@ def _publish(store, table, spec=None, shards=3, rejects=(), **changes):
     with staging(Path(store)) as stage:
         examples = _write(stage.folder, "examples", _cut(encoded, shards))
         sums = functools.reduce(add_sums, map(row_sums, _cut(encoded, shards)), (0, 0))
-        splits = resolve_splits([stage.folder / shard.path for shard in examples], spec.split)
+        splits = resolve_splits([stage.folder / shard.path for shard in examples], spec.split, spec.label)
         facts = {
             "created": "2001-01-01T00:00:00.000+00:00",
             "fingerprint": spec.fingerprint,
@@ -135,7 +135,7 @@ def _append(store, table, parent=None, rejects=(), **changes):
             "sums": add_sums(old.sums, row_sums(encoded)),
             "reject_sums": functools.reduce(add_sums, map(row_sums, rejected), old.reject_sums),
             "counts": {"read": sum(counts.values()), **counts},
-            "splits": resolve_splits(files, spec.split).to_dict(),
+            "splits": resolve_splits(files, spec.split, spec.label).to_dict(),
             "shards": {
                 "examples": inherited["examples"] + written["examples"],
                 "vocabulary": _write(stage.folder, "vocabulary", vocabulary),
@@ -147,7 +147,7 @@ def _append(store, table, parent=None, rejects=(), **changes):
 
 @pytest.fixture(scope="session")
 def make_spec():
-    """A function (split, features) -> FeatureSpec."""
+    """A function (split, features, label) -> FeatureSpec."""
     return _spec
 
 

@@ -290,6 +290,17 @@ def test_splits(slotstore, tmp_path, publish, make_table, make_spec, split, said
     assert slotstore("splits", "--store", tmp_path).out.splitlines()[-1].startswith(said)
 
 
+def test_splits_without_what_the_label_drops(slotstore, tmp_path, publish, make_table, make_spec):
+    spec = make_spec(label={"threshold": 4, "drop": [3, 2.5]})
+    dropped = publish(tmp_path, make_table(300), spec).manifest.splits["dropped"]
+    rows = json.loads(slotstore("splits", "--store", tmp_path, "--json").out)
+    assert rows[-1] == {"split": "(left out)", "rows": dropped, "first": None, "last": None}
+    assert dropped > 0
+    assert sum(row["rows"] for row in rows) == 300
+    lines = slotstore("splits", "--store", tmp_path).out.splitlines()
+    assert lines[-1] == "left out: examples whose rating is 2.5 or 3.0"
+
+
 def test_snapshots_list(slotstore, store, publish, make_table):
     first = open_snapshot(store).manifest
     second = publish(store, make_table(40, seed=5), created="2002-01-01T00:00:00.000+00:00").manifest

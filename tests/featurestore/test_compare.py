@@ -126,6 +126,21 @@ def test_shards_with_the_same_bytes_are_not_read_either(tmp_path, publish, make_
     assert compare(one, other).rows.kept == 300
 
 
+def test_another_label_that_drops(tmp_path, publish, make_table, make_spec):
+    table = make_table(300)
+    old = publish(tmp_path, table, make_spec({"kind": "random", "fractions": [0.5, 0.5]}))
+    new = publish(
+        tmp_path, table, make_spec({"kind": "random", "fractions": [0.5, 0.5]}, label={"drop": [3.0]})
+    )
+    found = compare(old, new)
+    assert [(one.key, one.old, one.new) for one in found.spec][1:] == [("label.drop", "(none)", [3.0])]
+    assert {one.key: one.new for one in found.splits} == {
+        "train.rows": new.manifest.splits["rows"]["train"],
+        "validation.rows": new.manifest.splits["rows"]["validation"],
+        "dropped.rows": new.manifest.splits["dropped"],
+    }
+
+
 def test_a_snapshot_with_itself(store):
     snapshot = open_snapshot(store)
     found = compare(snapshot, snapshot)

@@ -301,6 +301,10 @@ def test_an_altered_byte_is_found_by_a_deep_check_only(store):
             {"splits": {"kind": "time", "boundaries": [1, 2], "rows": {"train": 1}}},
             "the splits hold 1 rows of 300",
         ),
+        (
+            {"splits": {"kind": "time", "boundaries": [1, 2], "rows": {"train": 290}, "dropped": 9}},
+            "the splits hold 290 rows of 300 examples, 9 of which the label drops",
+        ),
         ({"fingerprint": "0" * 16}, "the spec has fingerprint "),
         ({"sums": [1, 2]}, "the examples have sums "),
         ({"content_digest": "0" * 32}, "the examples have content digest "),

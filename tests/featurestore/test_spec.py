@@ -186,6 +186,12 @@ def test_a_missing_section_is_one_problem():
         ({"label": {"threshold": "4"}}, "label.threshold must be a number, got '4'"),
         ({"label": {"threshold": True}}, "label.threshold must be a number"),
         ({"label": {"threshold": float("nan")}}, "label.threshold must be a number"),
+        ({"label": {"drop": 3.0}}, "label.drop must be distinct numbers of at most 1000000, got 3.0"),
+        ({"label": {"drop": [3, 3.0]}}, "label.drop must be distinct numbers"),
+        ({"label": {"drop": ["3"]}}, "label.drop must be distinct numbers"),
+        ({"label": {"drop": [float("inf")]}}, "label.drop must be distinct numbers"),
+        ({"label": {"drop": [1e300]}}, "label.drop must be distinct numbers"),
+        ({"label": {"dorp": [3.0]}}, "unknown key label.dorp (did you mean 'drop'?)"),
         ({"split": {}}, "a time split needs exactly one of fractions or boundaries, got none"),
         ({"split": {"kind": ["time"]}}, "split.kind must be one of"),
         ({"split": {"kind": "random"}}, "a random split needs exactly one of fractions, got none"),
@@ -257,7 +263,12 @@ specs = st.builds(
         max_size=4,
         unique_by=lambda feature: feature.name,
     ).map(tuple),
-    label=st.builds(Label, st.just("rating"), st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+    label=st.builds(
+        Label,
+        st.just("rating"),
+        st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        st.sets(st.floats(0, 5)).map(lambda values: tuple(sorted(values))),
+    ),
     split=splits,
 )
 
@@ -284,12 +295,29 @@ def test_the_name_is_not_in_the_fingerprint(spec, name):
         {"features": [{"name": "user_id", "seeds": [0]}]},
         {"features": [{"name": "user_id", "column": "x", "lookups": 1}]},
         {"label": {"threshold": 4}},
+        {"label": {"drop": [3]}},
         {"split": {"fractions": [0.7, 0.3]}},
         {"split": {"kind": "leave_last"}},
     ],
 )
 def test_everything_else_is(change):
     assert parse_spec(minimal(**change), "a", "a").fingerprint != parse_spec(minimal(), "a", "a").fingerprint
+
+
+def test_a_label_that_drops_nothing_says_nothing_of_it():
+    """So that specs of the time before keep their fingerprint."""
+    plain, empty = (parse_spec(minimal(label=label), "a", "a") for label in ({}, {"drop": []}))
+    assert empty.to_dict()["label"] == {"column": "rating", "threshold": None}
+    assert empty.fingerprint == plain.fingerprint
+
+
+def test_what_a_label_drops_has_no_order():
+    one, other = (
+        parse_spec(minimal(label={"threshold": 4, "drop": drop}), "a", "a") for drop in ([3, 2.5], [2.5, 3])
+    )
+    assert one.label == Label("rating", 4.0, (2.5, 3.0))
+    assert one.to_dict()["label"]["drop"] == [2.5, 3.0]
+    assert one.fingerprint == other.fingerprint
 
 
 def test_lookups_are_seeds_made_from_the_name():

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import hashlib
 import itertools
 
@@ -10,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featurestore.database import Database, _timestamps_at, parquet, resolve_splits
-from featurestore.spec import SPLITS, SplitRule
-from featurestore.splits import BUCKETS, Splits, bucket_boundaries, clause
+from featurestore.spec import SPLITS, Label, SplitRule
+from featurestore.splits import BUCKETS, Splits, bucket_boundaries
 
 START = 978_300_000
 # (user, movie) -> event time: no user rates a movie twice; few times, so that there are many ties.
@@ -21,26 +22,40 @@ ratings = st.dictionaries(
     min_size=1,
     max_size=40,
 )
+ALL = Label("rating")  # which drops none
 fractions = st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.5), (0.34, 0.33, 0.33), (1.0, 0.0), (0.01, 0.0, 0.99)])
+
+
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("movie_id", pa.string()),
+        ("timestamp", pa.int64()),
+        ("rating", pa.float32()),
+    ]
+)
+
+
+def stars(movie):
+    return 1 + 0.7 * (int(movie) % 5)  # 1.7 is no 32-bit float
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
-    """A function (ratings, rule) -> the resolved splits and the (user, movie) pairs of each."""
+    """A function (ratings, rule, label) -> the resolved splits and the (user, movie) pairs of each."""
     folder = tmp_path_factory.mktemp("cut")
 
-    def resolve(rated, rule):
-        rows = [(user, movie, time) for (user, movie), time in rated.items()]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        table = pa.table(columns, names=["user_id", "movie_id", "timestamp"])
+    def resolve(rated, rule, label=ALL):
+        rows = [(user, movie, time, stars(movie)) for (user, movie), time in rated.items()]
+        table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
         files = [folder / "0.parquet", folder / "1.parquet"]
         pq.write_table(table.slice(0, len(rows) // 2), files[0])
         pq.write_table(table.slice(len(rows) // 2), files[1])
-        splits = resolve_splits(files, rule)
+        splits = resolve_splits(files, rule, label)
         with_database = Database()
         members = {
             split: with_database.execute(
-                f"SELECT user_id, movie_id FROM {parquet(files)} {clause(rule, splits.boundaries, split)}"
+                f"SELECT user_id, movie_id FROM {parquet(files)} {splits.clause(split)}"
             )
             for split in SPLITS
         }
@@ -155,19 +170,45 @@ def test_leave_last(cut, rated, last):
     ids=lambda rule: rule.kind,
 )
 def test_no_examples(tmp_path, rule):
-    schema = pa.schema([("user_id", pa.string()), ("movie_id", pa.string()), ("timestamp", pa.int64())])
-    pq.write_table(schema.empty_table(), tmp_path / "none.parquet")
-    splits = resolve_splits([tmp_path / "none.parquet"], rule)
-    assert splits.rows == {"train": 0, "validation": 0, "test": 0}
+    pq.write_table(SCHEMA.empty_table(), tmp_path / "none.parquet")
+    splits = resolve_splits([tmp_path / "none.parquet"], rule, Label("rating", drop=(1.7,)))
+    assert (splits.rows, splits.dropped) == ({"train": 0, "validation": 0, "test": 0}, 0)
+
+
+@settings(max_examples=25)
+@given(
+    ratings,
+    st.sampled_from(
+        [
+            SplitRule("time", fractions=(0.8, 0.1, 0.1)),
+            SplitRule("time", boundaries=(START + 3, START + 6)),
+            SplitRule("random", fractions=(0.5, 0.3, 0.2)),
+            SplitRule("leave_last", last=2),
+        ]
+    ),
+)
+def test_what_the_label_drops_is_as_if_it_were_not_there(cut, rated, rule):
+    """Fractions, boundaries and ranks are those of the examples that stay."""
+    left = {pair: time for pair, time in rated.items() if int(pair[1]) % 5 not in (1, 2)}
+    splits, members = cut(rated, rule, Label("rating", drop=(1.7, 2.4)))
+    assert splits.dropped == len(rated) - len(left)
+    in_exactly_one(left, splits, members)
+    if left:
+        others, expected = cut(left, rule)
+        assert splits.boundaries == others.boundaries
+        assert {split: set(rows) for split, rows in members.items()} == {
+            split: set(rows) for split, rows in expected.items()
+        }
 
 
 def test_the_manifest_form():
-    splits = Splits(SplitRule("time", boundaries=(5,)), (5,), {"train": 1, "validation": 2, "test": 0})
+    splits = Splits(SplitRule("time", boundaries=(5,)), ALL, (5,), {"train": 1, "validation": 2, "test": 0})
     assert splits.to_dict() == {
         "kind": "time",
         "boundaries": [5],
         "rows": {"train": 1, "validation": 2, "test": 0},
     }
+    assert dataclasses.replace(splits, dropped=3).to_dict() == {**splits.to_dict(), "dropped": 3}
 
 
 @pytest.fixture(scope="module")

@@ -40,11 +40,14 @@ def tiny(tiny_store):
         yield opened
 
 
-@pytest.fixture(scope="module", params=RULES)
+LABELS = {"all": {}, "without 3": {"threshold": 4, "drop": [3, 1]}}
+
+
+@pytest.fixture(scope="module", params=itertools.product(RULES, LABELS), ids=", ".join)
 def split_store(request, tmp_path_factory, publish, make_table, make_spec):
-    """A store of 2,000 ratings in five shards for each kind of split."""
-    folder = tmp_path_factory.mktemp("split")
-    publish(folder, make_table(2_000), make_spec(RULES[request.param]), shards=5)
+    """A store of 2,000 ratings in five shards for each kind of split, with and without a label that drops."""
+    folder, (rule, label) = tmp_path_factory.mktemp("split"), request.param
+    publish(folder, make_table(2_000), make_spec(RULES[rule], label=LABELS[label]), shards=5)
     with FeatureStore(folder) as opened:
         yield opened
 
@@ -249,6 +252,19 @@ def test_shards_are_read_in_the_order_asked_for(split_store, split, shards):
     view = set(rows(split_store.sql(f"SELECT user_id, movie_id FROM {split}")))
     found = streamed(split_store, split, shards=shards)
     assert found == [key for key in key_order(split_store, shards) if key in view]
+
+
+def test_what_the_label_drops_is_in_the_examples_and_in_no_split(split_store):
+    drop, every = split_store.spec.label.drop, split_store.sql("SELECT rating FROM examples")["rating"]
+    assert every.length() == 2_000
+    assert sum(rating in drop for rating in every.to_pylist()) == split_store.splits.dropped
+    assert sum(split_store.splits.rows.values()) == 2_000 - split_store.splits.dropped
+    for split in SPLITS:
+        found = split_store.stream(split, ["rating", "timestamp"]).read_all().to_pydict()
+        assert not set(found["rating"]) & set(drop)
+        times = found["timestamp"]
+        assert split_store.time_range(split) == ((min(times), max(times)) if times else None)
+    assert split_store.snapshot.problems(deep=True) == []
 
 
 def test_shards_divide_a_split(split_store):

@@ -142,6 +142,43 @@ def test_ratings_that_are_there_already_add_nothing(tiny_source, ingest_folder, 
     assert result.snapshot.manifest.counts == {"read": 24, "examples": 12, "rejects": 12}
 
 
+DROPPING = """
+[table]
+num_slots = 64
+dim = 2
+[[features]]
+name = "user_id"
+lookups = 1
+[label]
+threshold = 4.0
+drop = {drop}
+[split]
+fractions = [0.5, 0.5]
+"""
+
+
+def test_what_the_label_drops_does_not_count_for_the_boundaries(tiny_source, ingest_folder, tmp_path):
+    lines, spec = ratings(tiny_source.folder), tmp_path / "dropping.toml"
+    spec.write_text(DROPPING.format(drop=[3.0]))
+    whole = ingest_folder(tiny_source.folder, tmp_path / "whole", spec=str(spec)).snapshot.manifest
+    first, second = (part_of(tiny_source.folder, tmp_path / name, part)
+                     for name, part in (("0", lines[:7]), ("1", lines[7:])))  # fmt: skip
+    ingest_folder(first, tmp_path / "store", spec=str(spec))
+    child = append(second, tmp_path / "store").snapshot
+    assert (child.manifest.id, child.manifest.splits) == (whole.id, whole.splits)
+    assert whole.counts["examples"] == 12
+    assert (whole.splits["rows"], whole.splits["dropped"]) == ({"train": 4, "validation": 5, "test": 0}, 3)
+    assert child.problems(deep=True) == []
+
+
+def test_a_label_that_drops_all_is_refused(tiny_source, ingest_folder, tmp_path):
+    spec = tmp_path / "dropping.toml"
+    spec.write_text(DROPPING.format(drop=[1, 2, 3, 4, 5]))
+    with pytest.raises(SourceError, match=r"all 12 examples have a rating that the spec 'dropping' drops"):
+        ingest_folder(tiny_source.folder, tmp_path / "store", spec=str(spec))
+    assert list_snapshots(tmp_path / "store") == []
+
+
 def test_bad_records_are_those_of_the_new_source(tiny_source, ingest_folder, tmp_path):
     lines, store = ratings(tiny_source.folder), tmp_path / "store"
     parent = ingest_folder(tiny_source.folder, store).snapshot
