@@ -23,7 +23,7 @@ from rich.progress import (
 from featurestore.options import json_option, store_option
 from featurestore.paths import AnyPath, RemotePath, files_below
 from featurestore.snapshot import open_snapshot
-from featurestore.spec import DEFAULT_SPEC, FeatureSpec
+from featurestore.spec import DEFAULT_SPEC, FeatureSpec, shipped_specs
 from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, choose_spec, ingest
 from pipelines.join import BROADCAST_BYTES, JOINS
 from pipelines.movielens import FORMATS
@@ -52,7 +52,7 @@ Every other flag goes to Apache Beam (--runner, --direct_num_workers, ...)."""
     "--spec",
     "spec_name",
     metavar="NAME|FILE",
-    help=f"A shipped spec (article, movielens) or a file. Default: as much of {DEFAULT_SPEC} as fits.",
+    help=f"A shipped spec ({', '.join(shipped_specs())}) or a file. Default: what fits of {DEFAULT_SPEC}.",
 )
 @click.option(
     "--format",

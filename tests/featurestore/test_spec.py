@@ -72,15 +72,27 @@ def test_the_default_has_every_feature_of_ml_1m():
     )
 
 
+def test_the_paper_has_the_bytes_of_the_collision_free_table_of_ml_1m():
+    spec, default = load_spec("paper"), load_spec(DEFAULT_SPEC)
+    assert [(feature.name, len(feature.seeds)) for feature in spec.features] == [
+        (feature.name, 1) for feature in default.features
+    ]
+    assert spec.table.num_slots == 6040 + 3706 + 2 + 7 + 21 + 3439
+    assert spec.table.num_slots * spec.table.dim * 4 == 1_585_800
+    assert spec.label == Label("rating", 4.0, (3.0,))
+    assert spec.split == SplitRule("random", fractions=(0.8, 0.1, 0.1))
+
+
 @pytest.mark.parametrize(
-    ("name", "fingerprint"), [("article", "a43775688f99c26a"), ("movielens", "3255a5e2f9e58c9a")]
+    ("name", "fingerprint"),
+    [("article", "a43775688f99c26a"), ("movielens", "3255a5e2f9e58c9a"), ("paper", "509ec0b4fb7fb6c7")],
 )
 def test_fingerprints_never_change(name, fingerprint):
     assert load_spec(name).fingerprint == fingerprint
 
 
 def test_shipped_specs_are_listed():
-    assert shipped_specs() == ["article", "movielens"]
+    assert shipped_specs() == ["article", "movielens", "paper"]
 
 
 # Loading
@@ -104,7 +116,7 @@ def test_a_file_is_loaded_by_its_path(tmp_path):
     ("name", "said"),
     [
         ("artikel", "did you mean 'article'"),
-        ("nothing-like-it.toml", "known: article, movielens"),
+        ("nothing-like-it.toml", "known: article, movielens, paper"),
         (".", "readable"),
     ],
 )

@@ -66,6 +66,13 @@ def test_counts_and_titles_are_those_of_the_data_set(ml100k_article_store):
     assert top == [{"title": "Star Wars (1977)", "n": 583}]
 
 
+def test_the_paper_leaves_the_3s_out(tmp_path, real_data, ingest_folder):
+    splits = ingest_folder(real_data / "ml-100k", tmp_path, spec="paper").snapshot.manifest.load_splits()
+    assert splits.dropped == 27_145
+    assert sum(splits.rows.values()) == 100_000 - 27_145
+    assert splits.rows["train"] / 72_855 == pytest.approx(0.8, abs=0.005)
+
+
 def test_the_article_splits_at_the_median_timestamp(ml100k_article_store):
     with FeatureStore(ml100k_article_store) as store:
         facts = store.sql(

@@ -46,6 +46,14 @@ def binary_store(tmp_path_factory, synthetic_source, ingest_folder):
     return folder / "store"
 
 
+@pytest.fixture(scope="session")
+def paper_store(tmp_path_factory, synthetic_source, ingest_folder):
+    """The synthetic source under the paper's spec, whose label drops the ratings of 3."""
+    store = tmp_path_factory.mktemp("paper") / "store"
+    ingest_folder(synthetic_source, store, spec="paper", shard_bytes=100_000)
+    return store
+
+
 @pytest.fixture
 def tiny(tiny_store):
     with FeatureStore(tiny_store) as store:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from featurestore.errors import ArtifactError, NotFound
+from featurestore.spec import SPLITS
 from featurestore.store import FeatureStore
 from training.order import Share
 from training.packing import RowFormat
@@ -183,6 +184,20 @@ def test_a_threshold_makes_the_label_binary(binary):
     labels = torch.cat([batch.labels for batch in batches])
     ratings = binary.stream("train", ["rating"]).read_all()["rating"].to_numpy()
     assert (labels.numpy() == (ratings >= 4)).all()
+
+
+@every_feed
+def test_no_batch_has_what_the_label_drops(paper_store, open_stream, feed):
+    with FeatureStore(paper_store) as store:
+        counted = store.sql("SELECT rating, count(*) AS n FROM examples GROUP BY rating").to_pydict()
+        stars = dict(zip(counted["rating"], counted["n"], strict=True))
+        labels = [
+            np.concatenate([batch.labels.numpy() for batch in open_stream(store, split, feed=feed).epoch(0)])
+            for split in SPLITS
+        ]
+        assert store.splits.dropped == stars[3.0] > 0
+    assert sum(map(len, labels)) == 20_000 - stars[3.0]
+    assert sum(part.sum() for part in labels) == stars[4.0] + stars[5.0]
 
 
 def test_an_empty_split_has_no_batches(article_store):

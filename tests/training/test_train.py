@@ -72,6 +72,12 @@ def test_a_binary_label_has_a_log_loss_and_an_auc(config, binary_store):
     assert result.epochs[-1].validation.values["auc"] > 0.55
 
 
+def test_a_model_learns_from_what_a_label_does_not_drop(config, paper_store):
+    result = train(config(paper_store, epochs=3))
+    assert result.epochs[-1].validation.values["auc"] > 0.6
+    assert result.test.values["auc"] > 0.6
+
+
 def test_without_validation_and_test_rows_training_goes_by_its_own_loss(
     config, synthetic_source, ingest_folder, tmp_path
 ):
