@@ -17,7 +17,7 @@ from featurestore.manifest import REJECTS_SCHEMA
 from featurestore.paths import AnyPath, RemotePath
 from featurestore.snapshot import Snapshot
 from featurestore.spec import SPLITS, FeatureSpec, Label, SplitRule
-from featurestore.splits import Splits, bucket_boundaries, condition, kept, place
+from featurestore.splits import Splits, bucket_boundaries, condition, kept, place, quoted
 
 _XXH32 = (Path(__file__).parent / "xxh32.sql").read_text(encoding="utf-8")
 _BIN_BITS = 14
@@ -111,11 +111,6 @@ def unique_names(names: Sequence[str]) -> list[str]:
         candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
         unique.append(next(candidate for candidate in candidates if candidate not in unique))
     return unique
-
-
-def quoted(text: str) -> str:
-    """Return ``text`` as an SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def identifier(name: str) -> str:
@@ -225,7 +220,7 @@ def resolve_splits(files: Sequence[AnyPath], rule: SplitRule, label: Label) -> S
     with _reading(files) as database:
         database.execute(f"CREATE VIEW examples AS SELECT * FROM {parquet(files)} WHERE {kept(label)}")
         boundaries = rule.boundaries
-        if rule.kind == "random":
+        if rule.kind in ("random", "files"):
             boundaries = bucket_boundaries(rule)
         elif rule.kind == "time" and not boundaries:
             boundaries = _time_boundaries(database, rule.fractions)

@@ -10,6 +10,7 @@ from featurestore.errors import QueryError
 from featurestore.options import json_option, show_rows, snapshot_option, store_option
 from featurestore.output import TABLE_ROWS, WRITERS, moment, whole_file
 from featurestore.paths import AnyPath
+from featurestore.spec import SPLITS, SplitRule
 from featurestore.splits import Splits
 from featurestore.store import FeatureStore
 
@@ -119,5 +120,14 @@ def _rule_text(cut: Splits) -> str:
         "time": f"fractions {list(rule.fractions)}, boundaries {[moment(edge) for edge in cut.boundaries]}",
         "random": f"fractions {list(rule.fractions)}, seed {rule.seed}",
         "leave_last": f"the last {rule.last} of each user are test, the {rule.last} before them validation",
+        "files": _files_text(rule),
     }
     return f"{rule.kind}, {facts[rule.kind]}"
+
+
+def _files_text(rule: SplitRule) -> str:
+    named = {split: getattr(rule, split) for split in SPLITS}
+    told = [f"{split} {', '.join(names)}" for split, names in named.items() if names]
+    if rule.validation_fraction:
+        told.append(f"validation {rule.validation_fraction:g} of train, seed {rule.seed}")
+    return "; ".join(told)

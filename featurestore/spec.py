@@ -17,7 +17,7 @@
     drop = [3.0]            # optional: examples with these ratings are in no split
 
     [split]
-    kind = "time"           # "time", "random" or "leave_last"
+    kind = "time"           # "time", "random", "leave_last" or "files"
     fractions = [0.8, 0.1, 0.1]
 """
 
@@ -27,6 +27,7 @@ import itertools
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from featurestore.section import Section, as_integer, as_number, as_unix_seconds
 SPECS = Path(__file__).parent / "specs"
 DEFAULT_SPEC = "movielens"
 SPLITS = ("train", "validation", "test")
-SPLIT_KINDS = ("time", "random", "leave_last")
+SPLIT_KINDS = ("time", "random", "leave_last", "files")
 MAX_LOOKUPS = 64
 LAST_SECOND = 4_102_444_800
 """2100-01-01 in unix seconds: a later boundary is one in milliseconds."""
@@ -48,9 +49,14 @@ MAX_LAST = 1_000_000
 MAX_LABEL = 1_000_000
 
 _SLOT_COLUMN = re.compile(r".*_slot_[0-9]+", re.IGNORECASE)
-_USED_BY = {"time": ("fractions", "boundaries"), "random": ("fractions", "seed"), "leave_last": ("last",)}
+_USED_BY = {
+    "time": ("fractions", "boundaries"),
+    "random": ("fractions", "seed"),
+    "leave_last": ("last",),
+    "files": (*SPLITS, "validation_fraction", "seed"),
+}
 """The keys of a split that a split of each kind uses."""
-_LATER = {"label": ("drop",)}
+_LATER = {"label": ("drop",), "split": (*SPLITS, "validation_fraction")}
 """Keys that a canonical form has only where they are used."""
 
 
@@ -100,7 +106,9 @@ class SplitRule:
     kind ``time``: by event time, at ``boundaries`` (the first unix second of validation and of
     test) or at the times that leave the given ``fractions``. kind ``random``: by a hash of user,
     movie and ``seed``. kind ``leave_last``: each user's last ``last`` examples are test, the
-    ``last`` before them validation.
+    ``last`` before them validation. kind ``files``: by the file that an example was read from, whose name
+    ``train``, ``validation`` or ``test`` lists; without files of validation, ``validation_fraction`` of
+    the examples of train are, by that hash.
     """
 
     kind: str
@@ -108,6 +116,15 @@ class SplitRule:
     boundaries: tuple[int, ...] = ()
     seed: int = 0
     last: int = 1
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    validation_fraction: float = 0.0
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that the ratings are read from; none where the format says it."""
+        return (*self.train, *self.validation, *self.test)
 
 
 @dataclass(frozen=True)
@@ -270,13 +287,18 @@ def _label(section: Section) -> Label:
 
 
 def _are_labels(values: Sequence[float]) -> bool:
-    return len(set(values)) == len(values) and all(abs(value) <= MAX_LABEL for value in values)
+    return _are_distinct(values) and all(abs(value) <= MAX_LABEL for value in values)
+
+
+def _are_distinct(values: Sequence[object]) -> bool:
+    return len(set(values)) == len(values)
 
 
 def _split(section: Section) -> SplitRule:
     section.only(*(field.name for field in dataclasses.fields(SplitRule)))
     kind = section.choice("kind", SPLIT_KINDS, "time")
     parts = "2 or 3 numbers (train, validation, test) that add up to 1, train above 0"
+    names = "distinct names of files in the source's folder"
     times = "1 or 2 rising times (the first of validation, the first of test), as unix seconds or ISO dates"
     rule = SplitRule(
         kind=kind or "time",
@@ -284,10 +306,31 @@ def _split(section: Section) -> SplitRule:
         boundaries=section.items("boundaries", as_unix_seconds, _are_boundaries, times),
         seed=section.integer("seed", 0, MAX_SEED, default=0),
         last=section.integer("last", 1, MAX_LAST, default=1),
+        **{key: section.items(key, _as_file_name, _are_distinct, names) for key in SPLITS},
+        validation_fraction=_fraction(section, "validation_fraction"),
     )
     if kind and section.present:
         section.problems.extend(_misfits(rule, section.data))
     return rule
+
+
+def _as_file_name(value: object) -> str:
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or value in ("", ".", "..")
+        or {*value} & {*"/\\"}
+    ):
+        raise ValueError(f"not the name of a file: {value!r}")
+    return value
+
+
+def _fraction(section: Section, key: str) -> float:
+    value = section.number(key) or 0.0
+    if not 0 <= value < 1:
+        section.note(key, "a number of at least 0 and below 1")
+        return 0.0
+    return value
 
 
 def _are_fractions(parts: Sequence[float]) -> bool:
@@ -310,6 +353,21 @@ def _misfits(rule: SplitRule, data: Mapping[str, Any]) -> Iterator[str]:
     if cuts and len(given) != 1:
         got = " and ".join(given) or "none"
         yield f"a {rule.kind} split needs exactly one of {' or '.join(cuts)}, got {got}"
+    if rule.kind == "files":
+        yield from _file_misfits(rule, data)
     for field in dataclasses.fields(rule):
         if field.name not in ("kind", *used) and getattr(rule, field.name) != field.default:
             yield f"split.{field.name} does not apply to a {rule.kind} split"
+
+
+def _file_misfits(rule: SplitRule, data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what does not fit together in a split by files."""
+    for key in ("train", "test"):
+        if data.get(key, []) == []:
+            yield f"a files split needs split.{key}, the names of one or more files"
+    for name, times in Counter(rule.files).items():
+        if times > 1:
+            splits = " and ".join(key for key in SPLITS if name in getattr(rule, key))
+            yield f"file {name!r} is in {splits}: a file belongs to one split"
+    if rule.validation and rule.validation_fraction:
+        yield "split.validation_fraction does not apply where split.validation names files"

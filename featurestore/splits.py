@@ -15,6 +15,8 @@ from typing import Any
 
 from featurestore.spec import SPLITS, Label, SplitRule
 
+FILE = "file"
+"""The column that says which file an example was read from, where the split is one by files."""
 BUCKETS = 1_000_000
 """A random split compares a hash modulo this, so fractions are exact to one in a million."""
 
@@ -23,9 +25,9 @@ BUCKETS = 1_000_000
 class Splits:
     """A rule with its boundaries and the rows that each split has in one snapshot.
 
-    boundaries: for ``time`` the first unix second of validation and of test; for ``random`` the
-    first bucket of each; for ``leave_last`` none. dropped: the rows that are in none, for the label
-    drops them.
+    boundaries: for ``time`` the first unix second of validation and of test; for ``random`` and
+    ``files`` the first bucket of each; for ``leave_last`` none. dropped: the rows that are in none, for
+    the label drops them.
     """
 
     rule: SplitRule
@@ -45,7 +47,9 @@ class Splits:
 
 
 def bucket_boundaries(rule: SplitRule) -> tuple[int, ...]:
-    """Return the boundaries of a random split."""
+    """Return the boundaries of a random split, or of one by files."""
+    if rule.kind == "files":
+        return round(BUCKETS * (1 - rule.validation_fraction)), BUCKETS + 1
     return tuple(round(BUCKETS * part) for part in itertools.accumulate(rule.fractions[:-1]))
 
 
@@ -67,13 +71,29 @@ def place(rule: SplitRule) -> str:
     """Return SQL for the number that decides an example's split: its event time, bucket or rank.
 
     A bucket is the last eight bytes of an MD5, as a little-endian number. A rank counts from each
-    user's last example, which has rank 1; no two are equal, for a user rates a movie once.
+    user's last example, which has rank 1; no two are equal, for a user rates a movie once. By files, the
+    examples of train have their bucket, those of validation and of test one of two that follow the last.
     """
+    bucket = f"(md5_number_lower(concat_ws('/', user_id, movie_id, {rule.seed})) % {BUCKETS})::BIGINT"
     return {
         "time": "timestamp",
-        "random": f"(md5_number_lower(concat_ws('/', user_id, movie_id, {rule.seed})) % {BUCKETS})::BIGINT",
+        "random": bucket,
         "leave_last": "row_number() OVER (PARTITION BY user_id ORDER BY timestamp DESC, movie_id DESC)",
+        "files": _place_by_file(rule, bucket if rule.validation_fraction else "0"),
     }[rule.kind]
+
+
+def _place_by_file(rule: SplitRule, bucket: str) -> str:
+    places = ((rule.train, bucket), (rule.validation, f"{BUCKETS}"), (rule.test, f"{BUCKETS + 1}"))
+    cases = [
+        f"WHEN {FILE} IN ({', '.join(map(quoted, names))}) THEN {value}" for names, value in places if names
+    ]
+    return f"CASE {' '.join(cases)} END"
+
+
+def quoted(text: str) -> str:
+    """Return ``text`` as an SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def condition(value: str, rule: SplitRule, boundaries: tuple[int, ...], split: str) -> str:

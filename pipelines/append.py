@@ -34,7 +34,7 @@ def check_parent(parent: Snapshot, spec: FeatureSpec, columns: tuple[str, ...], 
 
     Raises:
         FingerprintError: the parent was made with another spec.
-        SourceError: it has other columns.
+        SourceError: it has other columns, or its split is one by files.
     """
     manifest = parent.manifest
     if spec.fingerprint != manifest.fingerprint:
@@ -42,6 +42,11 @@ def check_parent(parent: Snapshot, spec: FeatureSpec, columns: tuple[str, ...], 
             f"snapshot {manifest.id} has a spec with fingerprint {manifest.fingerprint}, the spec "
             f"{spec.name!r} has {spec.fingerprint}: its slots would not be those of the old examples.\n"
             "Append without --spec, or ingest all ratings again without --append."
+        )
+    if spec.split.kind == "files":
+        raise SourceError(
+            f"snapshot {manifest.id} is split by the files {', '.join(spec.split.files)}: ratings of others "
+            "would be in no split.\nName them in a spec, and ingest all files again without --append."
         )
     known = [name for name in manifest.columns if name not in spec.slot_columns]
     if set(known) != set(columns):

@@ -40,7 +40,7 @@ from pipelines.duplicates import SUPERSEDED_FOLDER, DropDuplicates, Superseded, 
 from pipelines.failures import system_error
 from pipelines.join import BROADCAST_BYTES, JOINS, BroadcastJoin
 from pipelines.publish import Reports, check_complete, check_rejects, publish, read_reports
-from pipelines.read import ByteRange, plan_ranges
+from pipelines.read import ByteRange, plan_files
 from pipelines.runner import choose_runner, run
 from pipelines.shuffle_join import ShuffleJoin
 from pipelines.source import Source
@@ -86,6 +86,7 @@ class IngestConfig:
         where = f"{self.source.uri} ({self.source.format.name})"
         if self.parent:
             check_parent(self.parent, self.spec, self.source.format.columns, where)
+        object.__setattr__(self, "source", self.source.read_from(self.spec.split.files))  # it is frozen
         self.spec.check_columns(self.source.format.columns, where)
         numbers = [feature for feature in self.spec.features if feature.column == self.spec.label.column]
         if numbers:
@@ -100,8 +101,7 @@ class IngestConfig:
 
     def ranges(self) -> list[ByteRange]:
         """Return the byte ranges of the ratings, one a shard."""
-        path = self.source.ratings
-        return plan_ranges(path, path.stat().st_size, self.shard_bytes)
+        return plan_files(self.source.ratings, self.shard_bytes)
 
     def shuffles(self) -> bool:
         """Whether ratings meet users and movies in a shuffle, instead of in every worker."""

@@ -21,6 +21,7 @@ from 0.5 to 5 and a timestamp the unix second of the rating, not before MovieLen
 """
 
 import csv
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,11 @@ class EntityFormat:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """A data set's files and how their lines are divided; ``header`` is the first line of the ratings."""
+    """A data set's files and how their lines are divided; ``header`` is the first line of the ratings.
+
+    rating_files: where given, the ratings are in these files of the same form instead, and an example says in
+    the column `FILE` which it is from.
+    """
 
     name: str
     ratings: str
@@ -91,21 +96,28 @@ class SourceFormat:
     encoding: str
     entities: tuple[EntityFormat, ...]
     header: str | None = None
+    rating_files: tuple[str, ...] = ()
+
+    @property
+    def files_of_ratings(self) -> tuple[str, ...]:
+        """Names of the files that hold the ratings."""
+        return self.rating_files or (self.ratings,)
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of all files, the ratings first."""
-        return (self.ratings, *(entity.file for entity in self.entities))
+        return (*self.files_of_ratings, *(entity.file for entity in self.entities))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of all raw columns of an example."""
+        """Names of all raw columns of an example that a feature can read."""
         return (*RATING_COLUMNS, *(column for entity in self.entities for column in entity.columns))
 
     @property
     def headers(self) -> dict[str, str]:
         """The header lines, by the files that have one."""
-        found = {self.ratings: self.header} | {entity.file: entity.header for entity in self.entities}
+        found = dict.fromkeys(self.files_of_ratings, self.header)
+        found |= {entity.file: entity.header for entity in self.entities}
         return {file: header for file, header in found.items() if header is not None}
 
 
@@ -229,14 +241,46 @@ def recognise(folder: AnyPath, name: str | None = None) -> SourceFormat:
         )
     source = _named(name) if name else _guess(folder)
     for file in source.files:
+        if not (folder / file).is_file():
+            files = ", ".join(source.files)
+            raise SourceError(f"{folder / file} is missing: {source.name} has the files {files}")
+    _check_contents(folder, source)
+    return source
+
+
+def read_from(source: SourceFormat, folder: AnyPath, files: tuple[str, ...]) -> SourceFormat:
+    """Return the format with its ratings in ``files`` of ``folder``, and as before where there are none.
+
+    Raises:
+        SourceError: one of them is missing, empty, a file of users or movies, or begins with another header.
+    """
+    if not files:
+        return source
+    for file in files:
+        if not (folder / file).is_file():
+            present = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+            raise SourceError(
+                f"{folder / file} is missing: the spec's split names it, the folder has {present}"
+            )
+        if file in (entity.file for entity in source.entities):
+            raise SourceError(f"the spec's split names {file}: {source.name} has no ratings in it")
+    source = dataclasses.replace(source, rating_files=files)
+    _check_contents(folder, source)
+    return source
+
+
+def _check_contents(folder: AnyPath, source: SourceFormat) -> None:
+    for file in source.files:
         path = folder / file
-        if not path.is_file():
-            raise SourceError(f"{path} is missing: {source.name} has the files {', '.join(source.files)}")
         if not path.stat().st_size:
-            raise SourceError(f"{path} is empty: expected the {source.name} file of that name")
+            raise SourceError(f"{path} is empty: expected {_what(source, file)}")
         if header := source.headers.get(file):
             _check_header(path, header)
-    return source
+
+
+def _what(source: SourceFormat, file: str) -> str:
+    named = file in source.rating_files
+    return f"ratings in the form of {source.name}" if named else f"the {source.name} file of that name"
 
 
 def _check_header(path: AnyPath, header: str) -> None:

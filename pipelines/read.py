@@ -23,6 +23,7 @@ import pyarrow.csv
 from featurestore.encode import TEXT
 from featurestore.manifest import REJECTS_SCHEMA
 from featurestore.paths import AnyPath
+from featurestore.splits import FILE
 from pipelines.counters import StepCounters
 from pipelines.movielens import (
     FIRST_TIMESTAMP,
@@ -107,6 +108,12 @@ def plan_ranges(file: AnyPath, size: int, target: int) -> list[ByteRange]:
     ]
 
 
+def plan_files(files: Sequence[AnyPath], target: int) -> list[ByteRange]:
+    """Divide files, one after the other, into ranges of about ``target`` bytes that are numbered through."""
+    places = [place for file in files for place in plan_ranges(file, file.stat().st_size, target)]
+    return [replace(place, index=index, count=len(places)) for index, place in enumerate(places)]
+
+
 def read_bytes(place: ByteRange) -> tuple[bytes, int]:
     """Return the range's whole lines and the offset at which they begin."""
     with place.file.open("rb") as file:
@@ -142,10 +149,16 @@ def _line_start(file: IO[bytes], offset: int) -> int:
 
 
 def read_ratings(place: ByteRange, source: SourceFormat) -> Records:
-    """Read the ratings of one range: shapes as `RATINGS_SCHEMA`, rows in the order of the file."""
+    """Read the ratings of one range: shapes as `RATINGS_SCHEMA`, rows in the order of the file.
+
+    Where the format has several files of ratings there is also the column `FILE`, its name.
+    """
     place = past_header(place, source.header)
     parsed = list(_parse(*read_bytes(place), place.file.name, source.separator))
     table = pa.concat_tables(table for table, _ in parsed).unify_dictionaries().combine_chunks()
+    if source.rating_files:
+        name = pa.array(np.zeros(table.num_rows, np.int32))
+        table = table.append_column(FILE, pa.DictionaryArray.from_arrays(name, pa.array([place.file.name])))
     rejects = itertools.chain.from_iterable(rejected for _, rejected in parsed)
     return Records(table, rejects_table(list(rejects)), place)
 

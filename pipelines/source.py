@@ -1,11 +1,12 @@
 """SOURCE on the command line -> a folder of raw files of a known format."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from featurestore.errors import ArtifactError, SourceError
 from featurestore.paths import AnyPath, RemotePath, as_path
-from pipelines.movielens import ML_1M, SourceFormat, recognise
+from pipelines.movielens import ML_1M, SourceFormat, read_from, recognise
 from pipelines.synthetic import generate, is_complete
 from pipelines.synthetic_shape import SyntheticShape, parse_shape
 
@@ -29,9 +30,25 @@ class Source:
     shape: SyntheticShape | None = None
 
     @property
-    def ratings(self) -> AnyPath:
-        """The file of ratings."""
-        return self.folder / self.format.ratings
+    def ratings(self) -> list[AnyPath]:
+        """The files of ratings."""
+        return [self.folder / name for name in self.format.files_of_ratings]
+
+    def read_from(self, files: tuple[str, ...]) -> "Source":
+        """Return the source with its ratings in ``files``, which a split names; itself where there are none.
+
+        Raises:
+            SourceError: a file is not there, or not one of ratings; or the source is synthetic.
+        """
+        if files and self.shape:
+            raise SourceError(
+                f"source {self.uri!r} has one file of ratings, the spec's split names {', '.join(files)}: "
+                "ingest a folder that has them, or use another spec"
+            )
+        try:
+            return dataclasses.replace(self, format=read_from(self.format, self.folder, files))
+        except OSError as error:
+            raise SourceError(f"{self.uri} cannot be read: {error}") from error
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the files of a synthetic source, or use those made before.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -288,6 +289,17 @@ def test_splits(slotstore, tmp_path, publish, make_table, make_spec, split, said
     assert all((row["first"] is None) == (row["rows"] == 0) for row in rows)
     assert rows[0]["first"].startswith("2000-12-31T")
     assert slotstore("splits", "--store", tmp_path).out.splitlines()[-1].startswith(said)
+
+
+def test_splits_by_files(slotstore, tmp_path, publish, make_table, make_spec):
+    table = make_table(300)
+    table = table.append_column("file", pa.array(["a", "b", "c"] * 100))
+    rule = {"kind": "files", "train": ["a", "b"], "test": ["c"], "validation_fraction": 0.25, "seed": 3}
+    rows = publish(tmp_path, table, make_spec(rule)).manifest.splits["rows"]
+    assert rows["train"] + rows["validation"] == 200
+    assert rows["test"] == 100
+    said = slotstore("splits", "--store", tmp_path).out.splitlines()[-1]
+    assert said == "rule: files, train a, b; test c; validation 0.25 of train, seed 3"
 
 
 def test_splits_without_what_the_label_drops(slotstore, tmp_path, publish, make_table, make_spec):

@@ -72,6 +72,16 @@ def test_the_default_has_every_feature_of_ml_1m():
     )
 
 
+def test_ml100k_u1_is_the_default_with_another_split():
+    spec, default = load_spec("ml100k_u1"), load_spec(DEFAULT_SPEC)
+    assert (spec.table, spec.features, spec.label) == (default.table, default.features, default.label)
+    assert spec.split == SplitRule("files", train=("u1.base",), test=("u1.test",), validation_fraction=0.1)
+    assert spec.to_dict()["split"] == {
+        "kind": "files", "fractions": [], "boundaries": [], "seed": 0, "last": 1,
+        "train": ["u1.base"], "test": ["u1.test"], "validation_fraction": 0.1,
+    }  # fmt: skip
+
+
 def test_the_paper_has_the_bytes_of_the_collision_free_table_of_ml_1m():
     spec, default = load_spec("paper"), load_spec(DEFAULT_SPEC)
     assert [(feature.name, len(feature.seeds)) for feature in spec.features] == [
@@ -85,14 +95,19 @@ def test_the_paper_has_the_bytes_of_the_collision_free_table_of_ml_1m():
 
 @pytest.mark.parametrize(
     ("name", "fingerprint"),
-    [("article", "a43775688f99c26a"), ("movielens", "3255a5e2f9e58c9a"), ("paper", "509ec0b4fb7fb6c7")],
+    [
+        ("article", "a43775688f99c26a"),
+        ("movielens", "3255a5e2f9e58c9a"),
+        ("paper", "509ec0b4fb7fb6c7"),
+        ("ml100k_u1", "8db00cb3e3d68b61"),
+    ],
 )
 def test_fingerprints_never_change(name, fingerprint):
     assert load_spec(name).fingerprint == fingerprint
 
 
 def test_shipped_specs_are_listed():
-    assert shipped_specs() == ["article", "movielens", "paper"]
+    assert shipped_specs() == ["article", "ml100k_u1", "movielens", "paper"]
 
 
 # Loading
@@ -116,7 +131,7 @@ def test_a_file_is_loaded_by_its_path(tmp_path):
     ("name", "said"),
     [
         ("artikel", "did you mean 'article'"),
-        ("nothing-like-it.toml", "known: article, movielens, paper"),
+        ("nothing-like-it.toml", "known: article, ml100k_u1, movielens, paper"),
         (".", "readable"),
     ],
 )
@@ -155,7 +170,7 @@ def test_all_problems_at_once():
         "features[0]: give either lookups = k or seeds = [...], not both",
         "features[1].seeds must be 1..64 distinct whole numbers in 0..4294967295, got [1, 1]",
         "unknown key label.treshold (did you mean 'threshold'?)",
-        "split.kind must be one of time, random, leave_last, got 'tim'",
+        "split.kind must be one of time, random, leave_last, files, got 'tim'",
     ]
 
 
@@ -165,6 +180,20 @@ def test_a_missing_section_is_one_problem():
         "at least one [[features]] entry is needed",
         "[label] is missing",
         "[split] is missing",
+    ]
+
+
+FILES = {"kind": "files", "train": ["a"], "test": ["b"]}
+
+
+def test_all_problems_of_a_split_by_files_at_once():
+    split = {"kind": "files", "test": ["b", "b"], "validation_fraction": 2, "boundaries": [1], "tain": ["a"]}
+    assert problems(minimal(split=split)) == [
+        "unknown key split.tain (did you mean 'train'?)",
+        "split.test must be distinct names of files in the source's folder, got ['b', 'b']",
+        "split.validation_fraction must be a number of at least 0 and below 1, got 2",
+        "a files split needs split.train, the names of one or more files",
+        "split.boundaries does not apply to a files split",
     ]
 
 
@@ -231,6 +260,25 @@ def test_a_missing_section_is_one_problem():
         ({"split": {"fractions": [0.5, 0.5], "seed": 4}}, "split.seed does not apply to a time split"),
         ({"split": {"fractions": [0.5, 0.5], "last": 2}}, "split.last does not apply to a time split"),
         ({"split": {"fractions": [0.5, 0.5], "lats": 2}}, "unknown key split.lats (did you mean 'last'?)"),
+        ({"split": {"kind": "files", "test": ["b"]}}, "a files split needs split.train, the names of one"),
+        ({"split": {"kind": "files", "train": ["a"], "test": []}}, "a files split needs split.test, the"),
+        ({"split": FILES | {"train": "a"}}, "split.train must be distinct names of files in the source's"),
+        ({"split": FILES | {"train": ["a", "a"]}}, "split.train must be distinct names of files"),
+        ({"split": FILES | {"train": ["x/a"]}}, "split.train must be distinct names of files"),
+        ({"split": FILES | {"train": [".."]}}, "split.train must be distinct names of files"),
+        ({"split": FILES | {"train": ["a\n"]}}, "split.train must be distinct names of files"),
+        ({"split": FILES | {"validation": ["c", "a"]}}, "file 'a' is in train and validation: a file"),
+        ({"split": FILES | {"test": ["a"]}}, "file 'a' is in train and test: a file belongs to one split"),
+        ({"split": FILES | {"validation_fraction": 1}}, "split.validation_fraction must be a number"),
+        ({"split": FILES | {"validation_fraction": -0.1}}, "split.validation_fraction must be a number"),
+        ({"split": FILES | {"validation_fraction": "x"}}, "split.validation_fraction must be a number, got"),
+        (
+            {"split": FILES | {"validation": ["c"], "validation_fraction": 0.1}},
+            "split.validation_fraction does not apply where split.validation names files",
+        ),
+        ({"split": FILES | {"fractions": [0.5, 0.5]}}, "split.fractions does not apply to a files split"),
+        ({"split": FILES | {"tests": ["b"]}}, "unknown key split.tests (did you mean 'test'?)"),
+        ({"split": {"fractions": [0.5, 0.5], "train": ["a"]}}, "split.train does not apply to a time split"),
         ({"name": 3}, "name must be text, got 3"),
     ],
 )  # fmt: skip
@@ -264,6 +312,16 @@ splits = st.one_of(
     ),
     st.builds(SplitRule, st.just("random"), fractions, seed=st.integers(0, MAX_SEED)),
     st.builds(SplitRule, st.just("leave_last"), last=st.integers(1, 1000)),
+    st.builds(
+        SplitRule,
+        st.just("files"),
+        train=st.just(("u1.base", "it's")),
+        validation=st.just(()),
+        test=st.just(("u1.test",)),
+        validation_fraction=st.sampled_from([0.0, 0.1]),
+        seed=st.integers(0, MAX_SEED),
+    ),
+    st.just(SplitRule("files", train=("a",), validation=("b", "c"), test=("d",))),
 )
 specs = st.builds(
     FeatureSpec,
@@ -310,6 +368,7 @@ def test_the_name_is_not_in_the_fingerprint(spec, name):
         {"label": {"drop": [3]}},
         {"split": {"fractions": [0.7, 0.3]}},
         {"split": {"kind": "leave_last"}},
+        {"split": {"kind": "files", "train": ["a"], "test": ["b"]}},
     ],
 )
 def test_everything_else_is(change):

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("movie_id", pa.string()),
         ("timestamp", pa.int64()),
         ("rating", pa.float32()),
+        ("file", pa.string()),
     ]
 )
 
@@ -40,13 +41,17 @@ def stars(movie):
     return 1 + 0.7 * (int(movie) % 5)  # 1.7 is no 32-bit float
 
 
+def file_of(pair):
+    return ("it's", "b", "c")[(ord(pair[0][-1]) + int(pair[1])) % 3]
+
+
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
     """A function (ratings, rule, label) -> the resolved splits and the (user, movie) pairs of each."""
     folder = tmp_path_factory.mktemp("cut")
 
     def resolve(rated, rule, label=ALL):
-        rows = [(user, movie, time, stars(movie)) for (user, movie), time in rated.items()]
+        rows = [(*pair, time, stars(pair[1]), file_of(pair)) for pair, time in rated.items()]
         table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
         files = [folder / "0.parquet", folder / "1.parquet"]
         pq.write_table(table.slice(0, len(rows) // 2), files[0])
@@ -142,6 +147,31 @@ def test_random_fractions_are_about_right_and_seeds_differ(cut):
 
 
 @settings(max_examples=25)
+@given(ratings, st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([0, 7]))
+def test_files_with_a_part_of_train_for_validation(cut, rated, part, seed):
+    """That part is what a random split of train alone would take."""
+    rule = SplitRule("files", train=("it's", "b"), test=("c",), validation_fraction=part, seed=seed)
+    splits, members = cut(rated, rule)
+    in_exactly_one(rated, splits, members)
+    base = {pair: time for pair, time in rated.items() if file_of(pair) != "c"}
+    assert set(members["test"]) == rated.keys() - base
+    if base:
+        _, expected = cut(base, SplitRule("random", fractions=(1 - part, part), seed=seed))
+        assert {*members["train"]} == {*expected["train"]}
+        assert {*members["validation"]} == {*expected["validation"]}
+
+
+@settings(max_examples=25)
+@given(ratings)
+def test_files_of_every_split(cut, rated):
+    rule = SplitRule("files", train=("c",), validation=("b",), test=("it's",))
+    splits, members = cut(rated, rule)
+    in_exactly_one(rated, splits, members)
+    for split in SPLITS:
+        assert {file_of(pair) for pair in members[split]} <= {*getattr(rule, split)}
+
+
+@settings(max_examples=25)
 @given(ratings, st.integers(1, 3))
 def test_leave_last(cut, rated, last):
     splits, members = cut(rated, SplitRule("leave_last", last=last))
@@ -166,6 +196,7 @@ def test_leave_last(cut, rated, last):
         SplitRule("time", fractions=(0.8, 0.1, 0.1)),
         SplitRule("random", fractions=(0.5, 0.5)),
         SplitRule("leave_last"),
+        SplitRule("files", train=("b",), test=("c",), validation_fraction=0.1),
     ],
     ids=lambda rule: rule.kind,
 )
@@ -184,6 +215,7 @@ def test_no_examples(tmp_path, rule):
             SplitRule("time", boundaries=(START + 3, START + 6)),
             SplitRule("random", fractions=(0.5, 0.3, 0.2)),
             SplitRule("leave_last", last=2),
+            SplitRule("files", train=("it's", "b"), test=("c",), validation_fraction=0.3),
         ]
     ),
 )

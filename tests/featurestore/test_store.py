@@ -15,7 +15,6 @@ from featurestore.database import (
     define_views,
     identifier,
     parquet,
-    quoted,
     unique_names,
     write_catalog,
 )
@@ -23,6 +22,7 @@ from featurestore.errors import ArtifactError, NotFound, QueryError
 from featurestore.hashing import slot
 from featurestore.snapshot import open_snapshot
 from featurestore.spec import SPLITS
+from featurestore.splits import quoted
 from featurestore.store import FeatureStore
 
 VIEWS = {"examples", "train", "validation", "test", "vocabulary", "slots", "lookups", "rejects"}

@@ -490,10 +490,10 @@ def test_nothing_is_generated_for_a_mistake(tmp_path, flags):
 def test_a_damaged_synthetic_source_is_made_again(tmp_path):
     source = open_source("synthetic:2000", tmp_path)
     source.prepare()
-    before = source.ratings.read_bytes()
-    source.ratings.write_bytes(b"")
+    before = source.ratings[0].read_bytes()
+    source.ratings[0].write_bytes(b"")
     source.prepare()
-    assert source.ratings.read_bytes() == before
+    assert source.ratings[0].read_bytes() == before
 
 
 @pytest.mark.parametrize(

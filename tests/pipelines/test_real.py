@@ -73,6 +73,20 @@ def test_the_paper_leaves_the_3s_out(tmp_path, real_data, ingest_folder):
     assert splits.rows["train"] / 72_855 == pytest.approx(0.8, abs=0.005)
 
 
+def test_the_first_fold_is_that_of_its_files(tmp_path, real_data, ingest_folder):
+    folder = real_data / "ml-100k"
+    splits = ingest_folder(folder, tmp_path, spec="ml100k_u1").snapshot.manifest.load_splits()
+    assert splits.rows["test"] == 20_000
+    assert splits.rows["train"] + splits.rows["validation"] == 80_000
+    assert splits.rows["validation"] == pytest.approx(8_000, rel=0.05)
+    with FeatureStore(tmp_path) as store:
+        for split, name in (("train", "u1.base"), ("validation", "u1.base"), ("test", "u1.test")):
+            lines = {tuple(line.split()) for line in (folder / name).read_text().splitlines()}
+            keys = store.stream(split, ["user_id", "movie_id", "rating", "timestamp"]).read_all()
+            rows = zip(*keys.to_pydict().values(), strict=True)
+            assert {(user, movie, f"{rating:g}", f"{time}") for user, movie, rating, time in rows} <= lines
+
+
 def test_the_article_splits_at_the_median_timestamp(ml100k_article_store):
     with FeatureStore(ml100k_article_store) as store:
         facts = store.sql(
