@@ -1,0 +1,574 @@
+"""Memory layouts: rules from (feature, value) to parameters, each made for a number of floats.
+
+`unified` is the layout whose slots the store precomputes. The others are there to be compared with it at
+equal bytes, without another ingestion: all are functions of the vocabulary, and of the values' hashes.
+
+    unified, per_feature, exact, unified_small_exact   rows of a table                          `Rows`
+    unified_narrow, exact_lowdim                       narrow rows and a projection a feature   `Projected`
+    double, hash_embedding                             sums of rows, weighted or not            `Sums`
+    quotient_remainder                                 products of two rows                     `Products`
+    robe, hashed_net                                   single floats of one array               `Elements`
+    tensor_train                                       products of three small matrices         `TensorTrain`
+    dhe                                                a small network over many hashes         `DeepHash`
+
+Every float that stands in for the table counts, projections included; what a hash decides (slots, signs,
+fixed projections) is computed from the value and costs none. A plan says how many ``floats`` it has, of 4
+bytes each.
+
+Notation: F features, V_f values of feature f, V their sum, D the width of an embedding, P floats to spend.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurestore.errors import SpecError, did_you_mean
+from featurestore.hashing import default_seed, hash_values, slots_of
+
+Integers = npt.NDArray[Any]
+"""int32 where hashes give the rows, int64 where codes do."""
+Floats = npt.NDArray[np.float32]
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Field:
+    """A feature and its distinct values, in the order of their codes 0..V_f-1."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def hashes(self, lookups: int, purpose: str = "") -> npt.NDArray[np.uint32]:
+        """Return a hash of each value for each lookup, uint32 (V_f, lookups); another ``purpose``, others.
+
+        Without a purpose the seeds are those that a spec's ``lookups = k`` gives.
+        """
+        seeds = [default_seed(self.name + purpose, lookup) for lookup in range(lookups)]
+        return hash_values(pa.array(self.values, pa.string()), seeds).T
+
+    def slots(self, lookups: int, rows: int) -> Integers:
+        """Return each value's rows in a table of so many, int32 (V_f, lookups)."""
+        return slots_of(self.hashes(lookups), rows)
+
+    def signs(self, lookups: int) -> Floats:
+        """Return -1 or 1 for each value and lookup, float32 (V_f, lookups), by a hash of its own."""
+        return _signs(self.hashes(lookups, "/sign"))
+
+
+def _signs(hashes: npt.NDArray[np.uint32]) -> Floats:
+    return (1 - 2 * (hashes & 1).astype(np.float32)).astype(np.float32)
+
+
+class TooSmall(ValueError):
+    """A budget holds no table of this layout. ``smallest`` floats would."""
+
+    def __init__(self, layout: str, floats: int, smallest: int) -> None:
+        self.layout, self.floats, self.smallest = layout, floats, smallest
+        super().__init__(
+            f"layout {layout} does not fit {floats * FLOAT_BYTES:,} bytes: the smallest that works is "
+            f"{smallest * FLOAT_BYTES:,} bytes"
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table, concatenated: embedding(v) = concat over l of table[slots_f[v, l]].
+
+    slots: for each feature int (V_f, k); k * width = D.
+    """
+
+    num_rows: int
+    width: int
+    slots: tuple[Integers, ...]
+
+    @property
+    def floats(self) -> int:
+        """Parameters: num_rows * width."""
+        return self.num_rows * self.width
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Narrow rows, concatenated and projected.
+
+        embedding(v) = concat over l of sign_f[v, l] * table[slots_f[v, l]], times A_f
+
+    slots: for each feature int (V_f, k_f). signs: float32 of the same shapes, or None for ones.
+    projections: the A_f, float32 (k_f * width, dim), where a hash fixes them; None where they are learned.
+    """
+
+    num_rows: int
+    width: int
+    dim: int
+    slots: tuple[Integers, ...]
+    signs: tuple[Floats, ...] | None = None
+    projections: tuple[Floats, ...] | None = None
+
+    @property
+    def floats(self) -> int:
+        """Parameters: num_rows * width, and k_f * width * dim of each learned projection."""
+        learned = (
+            0 if self.projections else sum(slots.shape[1] for slots in self.slots) * self.width * self.dim
+        )
+        return self.num_rows * self.width + learned
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums of k rows: embedding(v) = sum over l of weight[weight_slots_f[v], l] * table[slots_f[v, l]].
+
+    slots: for each feature int (V_f, k). weight_slots: int (V_f,), or None for weights of 1.
+    """
+
+    num_rows: int
+    dim: int
+    slots: tuple[Integers, ...]
+    num_weights: int = 0
+    weight_slots: tuple[Integers, ...] | None = None
+
+    @property
+    def floats(self) -> int:
+        """Parameters: num_rows * dim, and num_weights * k weights."""
+        lookups: int = self.slots[0].shape[1]
+        return self.num_rows * self.dim + self.num_weights * lookups
+
+
+@dataclass(frozen=True)
+class Products:
+    """Products of two rows, element by element: embedding(v) = table[slots_f[v, 0]] * table[slots_f[v, 1]].
+
+    slots: for each feature int (V_f, 2), the row of the remainder and that of the quotient.
+    """
+
+    num_rows: int
+    dim: int
+    slots: tuple[Integers, ...]
+
+    @property
+    def floats(self) -> int:
+        """Parameters: num_rows * dim."""
+        return self.num_rows * self.dim
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Single floats of one array: embedding(v)[j] = sign_f[v, j] * array[places_f[v, j]].
+
+    places: for each feature int (V_f, dim). signs: float32 of the same shapes, or None for ones.
+    """
+
+    floats: int
+    places: tuple[Integers, ...]
+    signs: tuple[Floats, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TensorTrain:
+    """Products of three cores.
+
+        element of row (i1, i2, i3), column (j1, j2, j3) = G1[i1, j1] @ G2[i2, :, j2] @ G3[i3, :, j3]
+
+    rows, columns: how row and column numbers are split, mixed radix. ranks: (R1, R2). slots: for each
+    feature int (V_f,), rows of one virtual table of all values.
+    """
+
+    rows: tuple[int, int, int]
+    columns: tuple[int, int, int]
+    ranks: tuple[int, int]
+    slots: tuple[Integers, ...]
+
+    @property
+    def floats(self) -> int:
+        """Parameters: n1 d1 R1 + R1 n2 d2 R2 + R2 n3 d3."""
+        return _tensor_train_floats(self.rows, self.columns, self.ranks)
+
+
+@dataclass(frozen=True)
+class DeepHash:
+    """A network over hashes in -1..1: embedding(v) = W3 mish(W2 mish(W1 codes_f[v] + b1) + b2) + b3.
+
+    codes: for each feature float32 (V_f, hashes).
+    """
+
+    hashes: int
+    hidden: int
+    dim: int
+    codes: tuple[Floats, ...]
+
+    @property
+    def floats(self) -> int:
+        """Parameters: hidden (hashes + hidden + dim) + 2 hidden + dim."""
+        return _deep_hash_floats(self.hashes, self.hidden, self.dim)
+
+
+Plan = Rows | Projected | Sums | Products | Elements | TensorTrain | DeepHash
+
+
+def unified(fields: Sequence[Field], dim: int, floats: int, *, lookups: int = 1) -> Rows:
+    """All features share one table: slot = hash(v, seed_f,l) mod M, M = floor(P k / D) rows of D / k floats.
+
+    B. Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems",
+    NeurIPS 2023, section 3.
+    """
+    if dim % lookups:
+        raise SpecError("layout unified", [f"lookups must divide the width {dim}, got {lookups}"])
+    width = dim // lookups
+    rows = _rows("unified", floats, width, 1)
+    return Rows(rows, width, tuple(field.slots(lookups, rows) for field in fields))
+
+
+def unified_small_exact(fields: Sequence[Field], dim: int, floats: int) -> Rows:
+    """Rows of their own for the smallest features, while those take a quarter of all; the others share.
+
+    Coleman et al. 2023 (see `unified`) leave vocabularies that are small out of the shared table.
+    """
+    rows = _rows("unified_small_exact", floats, dim, 2)
+    small: dict[str, int] = {}
+    for field in sorted(fields, key=len)[:-1]:
+        if sum(small.values()) + len(field) <= rows // 4:
+            small[field.name] = len(field)
+    first = dict(zip(small, _starts(list(small.values())), strict=True))
+    taken = sum(small.values())
+    slots = tuple(
+        first[field.name] + np.arange(len(field))[:, None]
+        if field.name in small
+        else taken + field.slots(1, rows - taken)
+        for field in fields
+    )
+    return Rows(rows, dim, slots)
+
+
+def per_feature(fields: Sequence[Field], dim: int, floats: int) -> Rows:
+    """Each feature hashes into a range of its own: slot = start_f + hash(v) mod M_f.
+
+    K. Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009, a table a feature.
+
+    M_f is proportional to V_f, but at least min(V_f, M / 2F): a small feature is never squeezed to a row or
+    two while others have many.
+    """
+    total = _rows("per_feature", floats, dim, len(fields))
+    sizes = _shares([len(field) for field in fields], total)
+    starts = _starts(sizes)
+    slots = [start + field.slots(1, size) for field, start, size in zip(fields, starts, sizes, strict=True)]
+    return Rows(total, dim, tuple(slots))
+
+
+def exact(fields: Sequence[Field], dim: int, floats: int) -> Rows:
+    """A row of its own for each value: V D floats, whatever more there is to spend."""
+    total = sum(map(len, fields))
+    if floats < total * dim:
+        raise TooSmall("exact", floats, total * dim)
+    return Rows(total, dim, _own_rows(fields))
+
+
+def exact_lowdim(fields: Sequence[Field], dim: int, floats: int) -> Projected:
+    """Each value's own d_f < D floats, and a learned projection (d_f, D) a feature: mixed dimensions.
+
+    A. Ginart et al., "Mixed Dimension Embeddings with Application to Memory-Efficient Recommendation
+    Systems", ISIT 2021. Dimensions are dealt out one by one, to the feature that has fewest and still fits,
+    at most min(D, V_f). Parameters: sum over f of d_f (V_f + D).
+    """
+    smallest = sum(len(field) + dim for field in fields)
+    if floats < smallest:
+        raise TooSmall("exact_lowdim", floats, smallest)
+    dims = [1] * len(fields)
+    left = floats - smallest
+    while open_ := [
+        f for f, field in enumerate(fields) if dims[f] < min(dim, len(field)) and len(field) + dim <= left
+    ]:
+        chosen = min(open_, key=lambda f: dims[f])
+        dims[chosen] += 1
+        left -= len(fields[chosen]) + dim
+    sizes = [len(field) * d for field, d in zip(fields, dims, strict=True)]
+    slots = tuple(
+        start + np.arange(len(field) * d).reshape(len(field), d)
+        for field, start, d in zip(fields, _starts(sizes), dims, strict=True)
+    )
+    return Projected(sum(sizes), 1, dim, slots)
+
+
+def unified_narrow(
+    fields: Sequence[Field],
+    dim: int,
+    floats: int,
+    *,
+    width: int = 1,
+    lookups: int = 4,
+    learned: bool = False,
+    signs: bool = True,
+) -> Projected:
+    """One shared table of narrow rows: k lookups a feature, concatenated, and projected to D. No vocabulary.
+
+        embedding(v) = concat over l of sign(v, l) * table[hash(v, seed_f,l) mod M], times A_f (k width, D)
+
+    With ``learned`` the A_f are parameters. Without, they are fixed: signs by a hash of (feature, place,
+    column), over sqrt(k width). These cost no bytes, and the network's first layers, which are linear, can
+    turn them as they need. ``signs`` keep two values that share a row from pulling it the same way (count
+    sketch: M. Charikar, K. Chen, M. Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002).
+    Parameters: M width, and F k width D where the projections are learned.
+    """
+    projections = len(fields) * lookups * width * dim if learned else 0
+    if floats < projections + width:
+        raise TooSmall("unified_narrow", floats, projections + width)
+    rows = (floats - projections) // width
+    return Projected(
+        rows,
+        width,
+        dim,
+        tuple(field.slots(lookups, rows) for field in fields),
+        tuple(field.signs(lookups) for field in fields) if signs else None,
+        None if learned else tuple(_fixed_projection(field.name, lookups * width, dim) for field in fields),
+    )
+
+
+def _fixed_projection(feature: str, inputs: int, dim: int) -> Floats:
+    places = pa.array([f"{place}/{column}" for place in range(inputs) for column in range(dim)])
+    hashes = hash_values(places, [default_seed(f"{feature}/projection", 0)])
+    return (_signs(hashes).reshape(inputs, dim) / np.float32(math.sqrt(inputs))).astype(np.float32)
+
+
+def double(fields: Sequence[Field], dim: int, floats: int, *, lookups: int = 2) -> Sums:
+    """The sum of k rows of one shared table of M = floor(P / D) rows: Bloom embeddings, double hashing.
+
+    J. Serra, A. Karatzoglou, "Getting Deep Recommenders Fit: Bloom Embeddings for Sparse Binary Input/Output
+    Networks", RecSys 2017; C. Zhang et al., "Model Size Reduction Using Frequency Based Double Hashing for
+    Recommender Systems", RecSys 2020.
+    """
+    rows = _rows("double", floats, dim, 1)
+    return Sums(rows, dim, tuple(field.slots(lookups, rows) for field in fields))
+
+
+def hash_embedding(fields: Sequence[Field], dim: int, floats: int, *, lookups: int = 2) -> Sums:
+    """The sum of k rows with learned weights, which a hash of the value finds: K = min(V, P / 4k) sets of k.
+
+    D. Svenstrup, J. Hansen, O. Winther, "Hash Embeddings for Efficient Word Representations", NIPS 2017.
+    Parameters: M D + K k.
+    """
+    _rows("hash_embedding", floats - lookups, dim, 1, extra=lookups)
+    most = max(1, min(sum(map(len, fields)), floats // (4 * lookups)))
+    rows = max(1, (floats - most * lookups) // dim)
+    weights = min(most, (floats - rows * dim) // lookups)
+    weight_slots = tuple(slots_of(field.hashes(1, "/weight")[:, 0], weights) for field in fields)
+    return Sums(rows, dim, tuple(field.slots(lookups, rows) for field in fields), weights, weight_slots)
+
+
+def quotient_remainder(fields: Sequence[Field], dim: int, floats: int) -> Products:
+    """The product of a row for code mod m_f and one for floor(code / m_f): no two values have both.
+
+    H.-J. M. Shi et al., "Compositional Embeddings Using Complementary Partitions for Memory-Efficient
+    Recommendation Systems", KDD 2020, section 4. Rows: m_f + ceil(V_f / m_f), with the largest m_f whose rows
+    fit the feature's share. Parameters: D times all rows.
+    """
+    sizes = [len(field) for field in fields]
+    smallest = [min(_compositional_rows(size, m) for m in range(1, size + 1)) for size in sizes]
+    total = _rows("quotient_remainder", floats, dim, sum(smallest))
+    left = total - sum(smallest)
+    wanted = [size + 1 - low for size, low in zip(sizes, smallest, strict=True)]
+    part = min(1.0, left / max(1, sum(wanted)))
+    shares = [low + math.floor(want * part) for low, want in zip(smallest, wanted, strict=True)]
+    remainders = [
+        max(m for m in range(1, size + 1) if _compositional_rows(size, m) <= share)
+        for size, share in zip(sizes, shares, strict=True)
+    ]
+    rows = [_compositional_rows(size, m) for size, m in zip(sizes, remainders, strict=True)]
+    slots = tuple(
+        start + np.stack([np.arange(size) % m, m + np.arange(size) // m], 1)
+        for size, m, start in zip(sizes, remainders, _starts(rows), strict=True)
+    )
+    return Products(sum(rows), dim, slots)
+
+
+def _compositional_rows(values: int, remainders: int) -> int:
+    return remainders + -(-values // remainders)
+
+
+def robe(fields: Sequence[Field], dim: int, floats: int, *, block: int = 6) -> Elements:
+    """Blocks of Z floats of one circular array: embedding(v)[b Z + i] = array[(hash(v, b) + i) mod P].
+
+    A. Desai, L. Chou, A. Shrivastava, "Random Offset Block Embedding (ROBE) for Compressed Embedding Tables
+    in Deep Learning Recommendation Systems", MLSys 2022. Parameters: P.
+    """
+    if dim % block:
+        raise SpecError("layout robe", [f"block must divide the width {dim}, got {block}"])
+    _rows("robe", floats, 1, block)
+    inside = np.arange(block)
+    places = tuple(
+        ((field.slots(dim // block, floats)[:, :, None] + inside) % floats).reshape(len(field), dim)
+        for field in fields
+    )
+    return Elements(floats, places)
+
+
+def hashed_net(fields: Sequence[Field], dim: int, floats: int) -> Elements:
+    """A float and a sign of its own for each element: embedding(v)[j] = sign(v, j) array[hash(v, j) mod P].
+
+    W. Chen et al., "Compressing Neural Networks with the Hashing Trick", ICML 2015, Eq. 7, applied to the
+    table. Parameters: P.
+    """
+    _rows("hashed_net", floats, 1, 1)
+    places = tuple(field.slots(dim, floats) for field in fields)
+    return Elements(floats, places, tuple(field.signs(dim) for field in fields))
+
+
+def tensor_train(fields: Sequence[Field], dim: int, floats: int) -> TensorTrain:
+    """One virtual (V, D) table as a tensor train of three cores, with the ranks that fill P best.
+
+    C. Yin et al., "TT-Rec: Tensor Train Compression for Deep Learning Recommendation Models", MLSys 2021.
+    """
+    sizes = [len(field) for field in fields]
+    first = math.ceil(sum(sizes) ** (1 / 3))
+    second = math.ceil(math.sqrt(sum(sizes) / first))
+    rows = (first, second, -(-sum(sizes) // (first * second)))
+    columns = _three_factors(dim)
+    smallest = _tensor_train_floats(rows, columns, (1, 1))
+    if floats < smallest:
+        raise TooSmall("tensor_train", floats, smallest)
+    ranks = max(_fitting_ranks(rows, columns, floats), key=lambda pair: _fill(rows, columns, floats, pair))
+    slots = tuple(start + np.arange(size) for size, start in zip(sizes, _starts(sizes), strict=True))
+    return TensorTrain(rows, columns, ranks, slots)
+
+
+def _tensor_train_floats(
+    rows: tuple[int, int, int], columns: tuple[int, int, int], ranks: tuple[int, int]
+) -> int:
+    (n1, n2, n3), (d1, d2, d3), (r1, r2) = rows, columns, ranks
+    return n1 * d1 * r1 + r1 * n2 * d2 * r2 + r2 * n3 * d3
+
+
+def _fitting_ranks(
+    rows: tuple[int, int, int], columns: tuple[int, int, int], floats: int
+) -> list[tuple[int, int]]:
+    """Return, for each first rank, the largest second one that fits."""
+    pairs = []
+    for r1 in range(1, rows[0] * columns[0] + 1):
+        base = rows[0] * columns[0] * r1
+        r2 = min((floats - base) // (r1 * rows[1] * columns[1] + rows[2] * columns[2]), rows[2] * columns[2])
+        if r2 >= 1:
+            pairs.append((r1, r2))
+    return pairs
+
+
+def _fill(
+    rows: tuple[int, int, int], columns: tuple[int, int, int], floats: int, ranks: tuple[int, int]
+) -> tuple[bool, int, int]:
+    """Order ranks: those that fill 99 % before others, then the most even ones, then the fullest."""
+    used = _tensor_train_floats(rows, columns, ranks)
+    return used >= 0.99 * floats, -abs(ranks[0] - ranks[1]), used
+
+
+def _three_factors(number: int) -> tuple[int, int, int]:
+    """Return three factors of a number, as even as they get, the smallest first."""
+    found = [
+        (one, two, number // (one * two))
+        for one in range(1, number + 1)
+        for two in range(one, number + 1)
+        if number % (one * two) == 0 and two <= number // (one * two)
+    ]
+    return min(found, key=sum)
+
+
+def dhe(fields: Sequence[Field], dim: int, floats: int) -> DeepHash:
+    """Deep hash embedding: hashes of a value, as numbers in -1..1, through two hidden layers of h units.
+
+    W.-C. Kang et al., "Learning to Embed Categorical Features without Embedding Tables for Recommendation",
+    KDD 2021, section 3. The hashes of another feature have other seeds; the network is shared. h is the
+    largest for which 2 h^2 + 2 h + h D + D <= P, and what is left goes into more hashes than h.
+    """
+    smallest = _deep_hash_floats(1, 1, dim)
+    if floats < smallest:
+        raise TooSmall("dhe", floats, smallest)
+    hidden = int((-(2 + dim) + math.sqrt((2 + dim) ** 2 + 8 * (floats - dim))) / 4)
+    hashes = hidden + (floats - _deep_hash_floats(hidden, hidden, dim)) // hidden
+    codes = tuple(
+        (field.hashes(hashes, "/dhe") / np.float32(2**31) - np.float32(1)).astype(np.float32)
+        for field in fields
+    )
+    return DeepHash(hashes, hidden, dim, codes)
+
+
+def _deep_hash_floats(hashes: int, hidden: int, dim: int) -> int:
+    return hidden * (hashes + hidden + dim) + 2 * hidden + dim
+
+
+def _rows(layout: str, floats: int, width: int, least: int, *, extra: int = 0) -> int:
+    """Return how many rows fit; TooSmall where those are fewer than ``least``."""
+    rows = floats // width
+    if rows < least:
+        raise TooSmall(layout, floats + extra, least * width + extra)
+    return rows
+
+
+def _own_rows(fields: Sequence[Field]) -> tuple[Integers, ...]:
+    sizes = [len(field) for field in fields]
+    return tuple(start + np.arange(size)[:, None] for size, start in zip(sizes, _starts(sizes), strict=True))
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Return where each of several ranges begins that lie one after the other."""
+    return [0, *itertools.accumulate(sizes)][: len(sizes)]
+
+
+def _shares(sizes: Sequence[int], total: int) -> list[int]:
+    """Divide rows among features by their sizes, each having at least min(size, total / 2F), and 1."""
+    least = [max(1, min(size, total // (2 * len(sizes)))) for size in sizes]
+    shares = least
+    for _ in sizes:  # a feature at its least is left out, and the others divide what is left
+        fixed = {f for f, (share, low) in enumerate(zip(shares, least, strict=True)) if share <= low}
+        open_ = [f for f in range(len(sizes)) if shares is least or f not in fixed]
+        left = total - sum(least[f] for f in range(len(sizes)) if f not in open_)
+        weight = sum(sizes[f] for f in open_)
+        shares = [
+            max(least[f], left * sizes[f] // weight) if f in open_ else least[f] for f in range(len(sizes))
+        ]
+    largest = max(range(len(sizes)), key=lambda f: sizes[f])
+    shares[largest] += total - sum(shares)
+    return shares
+
+
+LAYOUTS: Mapping[str, Callable[..., Plan]] = {
+    function.__name__: function
+    for function in (
+        unified,
+        unified_small_exact,
+        unified_narrow,
+        per_feature,
+        exact,
+        exact_lowdim,
+        hash_embedding,
+        double,
+        quotient_remainder,
+        robe,
+        hashed_net,
+        tensor_train,
+        dhe,
+    )
+}
+"""The layouts by name."""
+
+
+def make_plan(name: str, fields: Sequence[Field], dim: int, floats: int) -> Plan:
+    """Lay out the values of ``fields`` with at most ``floats`` parameters, as the layout's defaults say.
+
+    Args:
+        name: one of `LAYOUTS`.
+        fields: the features, each with at least one value.
+        dim: D, the width of an embedding.
+        floats: P, parameters to spend, of 4 bytes.
+
+    Raises:
+        SpecError: there is no such layout.
+        TooSmall: not even the smallest table of this layout fits.
+    """
+    if name not in LAYOUTS:
+        raise SpecError("layout", [f"unknown layout {name!r}{did_you_mean(name, LAYOUTS)}"])
+    return LAYOUTS[name](fields, dim, floats)

@@ -1,0 +1,190 @@
+"""Layouts as functions of the vocabulary: their slots by hand, their floats, what does not fit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestore.errors import SpecError
+from featurestore.hashing import default_seed, slot, xxh32
+from featurestore.layouts import (
+    LAYOUTS,
+    Field,
+    TooSmall,
+    double,
+    exact,
+    exact_lowdim,
+    hash_embedding,
+    hashed_net,
+    make_plan,
+    per_feature,
+    quotient_remainder,
+    robe,
+    tensor_train,
+    unified,
+    unified_narrow,
+    unified_small_exact,
+)
+
+COLOURS = Field("colour", ("red", "green", "blue"))
+IDS = Field("id", tuple(str(number) for number in range(10)))
+FIELDS = (COLOURS, IDS)
+
+
+def test_unified_slots_are_those_of_the_store():
+    """13 rows of 6 floats fit 80 floats; with two lookups 26 of 3."""
+    plan = unified(FIELDS, 6, 80)
+    assert (plan.num_rows, plan.width, plan.floats) == (13, 6, 78)
+    assert plan.slots[1][7, 0] == slot("7", default_seed("id", 0), 13)
+    two = unified(FIELDS, 6, 80, lookups=2)
+    assert (two.num_rows, two.width, two.floats) == (26, 3, 78)
+    assert two.slots[0][2].tolist() == [slot("blue", default_seed("colour", k), 26) for k in (0, 1)]
+    with pytest.raises(SpecError, match="lookups must divide the width 6, got 4"):
+        unified(FIELDS, 6, 80, lookups=4)
+
+
+def test_per_feature_has_a_range_each_and_never_squeezes_a_small_feature():
+    plan = per_feature(FIELDS, 6, 48)  # 8 rows: at least min(3, 2) for colour, the rest by size
+    assert plan.num_rows == 8
+    assert set(plan.slots[0][:, 0]) <= {0, 1}
+    assert set(plan.slots[1][:, 0]) <= {2, 3, 4, 5, 6, 7}
+    assert plan.slots[1][4, 0] == 2 + slot("4", default_seed("id", 0), 6)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=8), st.integers(1, 20_000))
+def test_per_feature_shares_every_row_and_leaves_each_feature_its_least(sizes, total):
+    fields = [Field(f"f{number}", ("x",) * size) for number, size in enumerate(sizes)]
+    if total < len(sizes):
+        with pytest.raises(TooSmall, match="the smallest that works"):
+            per_feature(fields, 1, total)
+        return
+    from featurestore.layouts import _shares
+
+    shares = _shares(sizes, total)
+    assert sum(shares) == total
+    least = [max(1, min(size, total // (2 * len(sizes)))) for size in sizes]
+    assert all(share >= low for share, low in zip(shares, least, strict=True))
+
+
+def test_exact_has_a_row_for_each_value():
+    plan = exact(FIELDS, 6, 1000)
+    assert plan.floats == 13 * 6
+    assert np.concatenate(plan.slots)[:, 0].tolist() == list(range(13))
+    with pytest.raises(TooSmall, match=r"layout exact does not fit 308 bytes: .* is 312 bytes"):
+        exact(FIELDS, 6, 77)
+
+
+def test_exact_lowdim_deals_out_dimensions():
+    """One dimension each costs 3 + 6 and 10 + 6; of 10 more floats only colour's second (9) fits."""
+    plan = exact_lowdim(FIELDS, 6, 35)
+    assert [slots.shape for slots in plan.slots] == [(3, 2), (10, 1)]
+    assert plan.floats == 2 * (3 + 6) + (10 + 6) == 34
+    assert sorted(np.concatenate([slots.ravel() for slots in plan.slots])) == list(range(16))
+    with pytest.raises(TooSmall, match="100 bytes"):
+        exact_lowdim(FIELDS, 6, 24)
+
+
+def test_exact_lowdim_gives_no_feature_more_dimensions_than_values():
+    plan = exact_lowdim(FIELDS, 6, 10_000)
+    assert [slots.shape[1] for slots in plan.slots] == [3, 6]
+
+
+def test_small_features_are_exact_while_they_take_a_quarter():
+    plan = unified_small_exact(FIELDS, 6, 12 * 6)
+    assert plan.slots[0][:, 0].tolist() == [0, 1, 2]
+    assert plan.slots[1][5, 0] == 3 + slot("5", default_seed("id", 0), 9)
+    crowded = unified_small_exact(FIELDS, 6, 11 * 6)  # 3 of 11 rows are over a quarter
+    assert crowded.slots[0][1, 0] == slot("green", default_seed("colour", 0), 11)
+
+
+def test_narrow_rows_cost_no_floats_but_the_table_and_learned_projections():
+    plan = unified_narrow(FIELDS, 6, 100, width=2, lookups=3)
+    assert (plan.num_rows, plan.floats) == (50, 100)
+    assert plan.slots[1][3, 2] == slot("3", default_seed("id", 2), 50)
+    assert plan.signs[1][3, 2] == 1 - 2 * (xxh32("3", default_seed("id/sign", 2)) & 1)
+    assert plan.projections[0].shape == (6, 6)
+    assert np.allclose(np.abs(plan.projections[0]), 1 / np.sqrt(6))
+    learned = unified_narrow(FIELDS, 6, 100, width=2, lookups=3, learned=True)
+    assert (learned.num_rows, learned.floats) == (14, 100)  # 100 - 2 * 3 * 2 * 6 = 28
+    with pytest.raises(TooSmall, match="296 bytes"):
+        unified_narrow(FIELDS, 6, 73, width=2, lookups=3, learned=True)
+
+
+def test_sums():
+    assert double(FIELDS, 6, 80).slots[0].shape == (3, 2)
+    plan = hash_embedding(FIELDS, 6, 80)  # 10 weights of 2 leave 10 rows of 6
+    assert (plan.num_weights, plan.num_rows, plan.floats) == (10, 10, 80)
+    assert plan.weight_slots[1][8] == slot("8", default_seed("id/weight", 0), 10)
+
+
+def test_quotients_and_remainders_tell_all_values_apart():
+    """10 values: 3 + 4 rows at least; 3 values: 2 + 2, or 1 + 3."""
+    plan = quotient_remainder(FIELDS, 6, 11 * 6)
+    assert plan.num_rows == 11
+    for slots in plan.slots:
+        assert len({tuple(pair) for pair in slots}) == len(slots)
+    with pytest.raises(TooSmall, match="264 bytes"):
+        quotient_remainder(FIELDS, 6, 65)
+
+
+def test_blocks_run_on_and_around():
+    plan = robe(FIELDS, 6, 11, block=3)
+    start = slot("2", default_seed("id", 1), 11)
+    assert plan.places[1][2, 3:].tolist() == [(start + i) % 11 for i in range(3)]
+    assert plan.floats == 11
+    with pytest.raises(SpecError, match="block must divide the width 6, got 4"):
+        robe(FIELDS, 6, 11, block=4)
+
+
+def test_elements_have_a_place_and_a_sign_each():
+    plan = hashed_net(FIELDS, 6, 11)
+    assert plan.places[0][1, 5] == slot("green", default_seed("colour", 5), 11)
+    assert set(np.unique(plan.signs[1])) == {-1.0, 1.0}
+
+
+def test_tensor_trains_have_the_ranks_that_fill():
+    plan = tensor_train(FIELDS, 6, 100)
+    (n1, n2, n3), (d1, d2, d3), (r1, r2) = plan.rows, plan.columns, plan.ranks
+    assert n1 * n2 * n3 >= 13
+    assert (d1, d2, d3) == (1, 2, 3)
+    assert plan.floats == n1 * d1 * r1 + r1 * n2 * d2 * r2 + r2 * n3 * d3 <= 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(LAYOUTS)), st.integers(1, 6000))
+def test_no_layout_costs_more_than_it_may(name, floats):
+    """And what does not fit says what would, which then fits."""
+    smallest = smallest_that_works(name, floats)
+    assert make_plan(name, FIELDS, 6, smallest).floats <= smallest
+    if smallest > floats:
+        with pytest.raises(TooSmall):
+            make_plan(name, FIELDS, 6, smallest - 1)
+
+
+def smallest_that_works(name, floats):
+    try:
+        make_plan(name, FIELDS, 6, floats)
+    except TooSmall as error:
+        return error.smallest
+    return floats
+
+
+ML_100K = {"user_id": 943, "movie_id": 1682, "gender": 2, "age": 61, "occupation": 21, "zip": 795}
+MANY = tuple(Field(name, tuple(map(str, range(size)))) for name, size in ML_100K.items())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_equal_bytes_within_a_percent(name, share):
+    """At sizes that occur."""
+    floats = int(sum(map(len, MANY)) * 30 * share)
+    if name == "exact" and share < 1:
+        with pytest.raises(TooSmall):
+            make_plan(name, MANY, 30, floats)
+        return
+    assert make_plan(name, MANY, 30, floats).floats >= 0.99 * floats
+
+
+def test_an_unknown_layout_is_told_the_nearest():
+    with pytest.raises(SpecError, match=r"unknown layout 'unifed' .did you mean 'unified'"):
+        make_plan("unifed", FIELDS, 6, 100)
