@@ -74,6 +74,7 @@ class FeatureStore:
         *,
         batch_rows: int = 1 << 17,
         shards: Sequence[int] | None = None,
+        splits: Splits | None = None,
     ) -> pa.RecordBatchReader:
         """Stream columns of a split, always in the same order: that of the shards, then of their rows.
 
@@ -82,6 +83,7 @@ class FeatureStore:
             columns: names of columns of ``examples``.
             batch_rows: rows of a batch at most.
             shards: numbers of the shards to read, in this order; all by default.
+            splits: other splits than the snapshot's own.
 
         Raises:
             NotFound: no such split, column or shard.
@@ -89,10 +91,11 @@ class FeatureStore:
         files = self.snapshot.files("examples")
         order = self._known_shards(range(len(files)) if shards is None else shards)
         listed = ", ".join(identifier(name) for name in self._known_columns(columns))
-        where = self.splits.clause(_known_split(split))
+        cut = splits or self.splits
+        where = cut.clause(_known_split(split))
         if not order:
             query = f"SELECT {listed} FROM {parquet(files)} LIMIT 0"
-        elif self.splits.rule.kind == "leave_last":
+        elif cut.rule.kind == "leave_last":
             query = _ranked(listed, files, order, where)
         else:
             query = f"SELECT {listed} FROM {parquet([files[number] for number in order])} {where}"

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional
 
 from featurestore.layouts import DeepHash, Elements, Plan, Products, Projected, Rows, Sums, TensorTrain
-from training.embeddings import look_up
+from training.embeddings import SlotEmbedding, look_up
 
 SCALE = 0.05
 
 
-class LayoutEmbedding(nn.Module):
+class LayoutEmbedding(SlotEmbedding):
     """Base: codes, int (B, F), each the number of a value within its feature, -> float32 (B, F * D)."""
 
     def _keep(self, name: str, parts: Sequence[npt.NDArray[Any]]) -> None:

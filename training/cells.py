@@ -1,0 +1,94 @@
+"""The cells of a comparison, trained several at a time, each kept in a file as soon as it is done."""
+
+import concurrent.futures
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from featurestore.errors import TrainingError
+from featurestore.paths import write_whole
+from training.comparison import Cell, CellResult, Coded, Setup, run_cell
+
+
+def run_cells(cells: Sequence[Cell], coded: Coded, setup: Setup, folder: Path, jobs: int) -> list[CellResult]:
+    """Train the cells that no earlier run has, several at a time, each on one thread; return all of them.
+
+    Raises:
+        TrainingError: a worker died, or a cell's metric is undefined. What is done stays done.
+    """
+    kept = {cell: _read(folder, cell) for cell in cells}
+    missing = [cell for cell in cells if kept[cell] is None]
+    with _progress() as progress:
+        task = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
+        for cell, result in _trained(missing, coded, setup, jobs):
+            write_whole(_file(folder, cell), json.dumps(result.to_dict()).encode())
+            kept[cell] = result
+            progress.advance(task)
+            progress.update(task, description=f"{cell.name} {next(iter(result.test.values())):.4f}")
+    return [result for result in kept.values() if result is not None]
+
+
+def _progress() -> Progress:
+    parts = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*parts, console=Console(stderr=True))
+
+
+def _file(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.name}.json"
+
+
+def _read(folder: Path, cell: Cell) -> CellResult | None:
+    """Return what is kept of a cell; None where that is nothing, or cannot be read."""
+    try:
+        return CellResult(**json.loads(_file(folder, cell).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+_WORK: tuple[Coded, Setup]
+"""What a worker process trains on, set once when it starts."""
+
+
+def _start_worker(coded: Coded, setup: Setup) -> None:
+    global _WORK  # noqa: PLW0603  # set once in each worker, before its first cell
+    torch.set_num_threads(1)
+    _WORK = coded, setup
+
+
+def _work(cell: Cell) -> CellResult:
+    return run_cell(cell, *_WORK)
+
+
+def _trained(
+    cells: Sequence[Cell], coded: Coded, setup: Setup, jobs: int
+) -> Iterator[tuple[Cell, CellResult]]:
+    """Yield each cell as it is done, in whatever order that is."""
+    if not cells:
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(jobs, len(cells)), multiprocessing.get_context("spawn"), _start_worker, (coded, setup)
+    )
+    try:
+        waiting = {pool.submit(_work, cell): cell for cell in cells}
+        for done in concurrent.futures.as_completed(waiting):
+            yield waiting[done], done.result()
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a worker of the comparison died, perhaps for want of memory: the cells that were done are kept; "
+            "run the same command again, with fewer --jobs"
+        ) from error
+    finally:
+        for process in list((pool._processes or {}).values()):  # there is no public way to end them
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)

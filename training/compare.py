@@ -1,0 +1,187 @@
+"""`slotstore compare`: every layout at every budget with every seed, on all cores, kept cell by cell."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from featurestore.errors import SpecError, did_you_mean
+from featurestore.layouts import FLOAT_BYTES, LAYOUTS, TooSmall, make_plan
+from featurestore.options import json_option, snapshot_option, store_option
+from featurestore.output import table_text
+from featurestore.paths import AnyPath, write_whole
+from featurestore.spec import Label
+from featurestore.store import FeatureStore
+from training.cells import run_cells
+from training.comparison import PAPER_LABEL, Cell, CellResult, Coded, Setup, load_coded
+from training.models import MODELS
+from training.ranking import check_fair, columns, rows, standings
+
+BUDGETS = "1.0x,0.5x,0.1x,0.02x"
+MAX_BYTES = 1 << 40
+
+EPILOG = """\b
+Examples:
+  slotstore compare --store store
+  slotstore compare --store store --layouts unified,unified_narrow,per_feature --budgets 0.1x,0.02x
+  slotstore compare --store store --budgets 8KiB,100000 --seeds 2 --json
+  slotstore compare --store store --label rating                # RMSE of ratings instead of AUC
+
+Layouts: """ + ", ".join(LAYOUTS)
+
+
+@click.command("compare", epilog=EPILOG)
+@store_option
+@snapshot_option
+@click.option("--layouts", default=",".join(LAYOUTS), help="Names, separated by commas. Default: all.")
+@click.option(
+    "--budgets", default=BUDGETS, show_default=True, help="Bytes, or shares of the exact table's: 0.1x."
+)
+@click.option("--seeds", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option(
+    "--label", "label_text", default="paper", show_default=True,
+    help="paper: rating >= 4, the 3s left out. spec: the store's own. rating: RMSE. Or a threshold: 3.5.",
+)  # fmt: skip
+@click.option("--model", type=click.Choice(list(MODELS)), default=Setup.model, show_default=True)
+@click.option("--dim", type=click.IntRange(1, 4096), default=Setup.dim, show_default=True, help="D, floats.")
+@click.option("--batch-size", type=click.IntRange(1), default=Setup.batch_size, show_default=True)
+@click.option("--lr", "learning_rate", type=float, default=Setup.learning_rate, show_default=True)
+@click.option("--weight-decay", type=float, default=Setup.weight_decay, show_default=True)
+@click.option("--patience", type=click.IntRange(1), default=Setup.patience, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=Setup.epochs, show_default=True, help="At most.")
+@click.option(
+    "--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the 80/10/10 cut."
+)
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Cells at a time. Default: one a core.")
+@json_option
+def command(
+    *, store: AnyPath, snapshot_id: str | None, layouts: str, budgets: str, seeds: int, label_text: str,
+    jobs: int | None, as_json: bool, **settings: object,
+) -> None:  # fmt: skip
+    """Compare memory layouts at equal bytes: which embedding table is best for your data?
+
+    Every layout is trained at every budget with every seed: the same rows, label, network and stopping rule.
+    The rows are cut 80/10/10 by a hash. 1.0x is the bytes of a collision-free table of width D. A cell that
+    has been trained is kept in STORE/comparisons, and never trained again.
+    """
+    with FeatureStore(store, snapshot_id) as opened:
+        setup = Setup(label=read_label(label_text, opened.spec.label), **settings)  # type: ignore[arg-type]  # click's
+        names = _read_layouts(layouts)
+        coded = load_coded(opened, setup)
+        sizes = read_budgets(budgets, coded.exact_floats * setup.dim)
+        folder = comparison_folder(opened, setup)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "setup.json", json.dumps(dataclasses.asdict(setup), indent=1).encode())
+    cells, misfits = plan_cells(names, sizes, seeds, coded, setup)
+    if not cells:
+        raise SpecError("compare", [str(misfit) for misfit in misfits])
+    results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1)
+    _show(results, misfits, setup, folder, as_json=as_json)
+
+
+def _show(
+    results: Sequence[CellResult], misfits: Sequence[TooSmall], setup: Setup, folder: Path, *, as_json: bool
+) -> None:
+    found, notes = standings(results, setup.label), check_fair(results)
+    if as_json:
+        missing = [
+            {
+                "layout": each.layout,
+                "budget": each.floats * FLOAT_BYTES,
+                "smallest": each.smallest * FLOAT_BYTES,
+            }
+            for each in misfits
+        ]
+        standing = [dataclasses.asdict(each) for each in found]
+        click.echo(json.dumps({"standings": standing, "too_small": missing, "notes": notes}, indent=1))
+        return
+    click.echo(table_text(columns(setup.label), rows(found, misfits)), nl=False)
+    for note in notes:
+        click.echo(f"note: {note}")
+    click.echo(f"p: Welch's t-test against unified. Cells: {folder}")
+
+
+def read_label(text: str, own: Label) -> Label:
+    """Read ``--label``; SpecError where it is none."""
+    named = {"paper": PAPER_LABEL, "spec": own, "rating": Label("rating")}
+    if text in named:
+        return named[text]
+    try:
+        return Label("rating", float(text))
+    except ValueError as error:
+        message = f"unknown label {text!r}: give {', '.join(named)} or a threshold such as 3.5"
+        raise SpecError("--label", [message]) from error
+
+
+def _read_layouts(text: str) -> list[str]:
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    problems = [
+        f"unknown layout {name!r}{did_you_mean(name, LAYOUTS)}" for name in names if name not in LAYOUTS
+    ]
+    if problems or not names:
+        raise SpecError("--layouts", problems or ["none given"])
+    return names
+
+
+def read_budgets(text: str, exact_floats: int) -> list[int]:
+    """Return the floats that each budget allows.
+
+    Args:
+        text: numbers separated by commas: ``0.1x`` is a share of the exact table, others are bytes, with KiB
+            or MiB after them or nothing.
+        exact_floats: of the collision-free table.
+
+    Raises:
+        SpecError: with every one that is none, or allows not even a float.
+    """
+    problems, found = [], []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        try:
+            found.append(_floats(word, exact_floats))
+        except ValueError as error:
+            problems.append(f"budget {word!r}: {error}; give bytes (8KiB, 100000) or a share (0.1x)")
+    if problems or not found:
+        raise SpecError("--budgets", problems or ["none given"])
+    return list(dict.fromkeys(found))
+
+
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B": 1, "": 1}
+
+
+def _floats(word: str, exact_floats: int) -> int:
+    if word.endswith("x"):
+        size = float(word[:-1]) * exact_floats * FLOAT_BYTES
+    else:
+        unit = next(unit for unit in _UNITS if word.endswith(unit))
+        size = float(word.removesuffix(unit)) * _UNITS[unit]
+    if not FLOAT_BYTES <= size <= MAX_BYTES:
+        raise ValueError(f"expected {FLOAT_BYTES} to {MAX_BYTES:,} bytes, got {size:,.0f}")
+    return int(size) // FLOAT_BYTES
+
+
+def comparison_folder(store: FeatureStore, setup: Setup) -> Path:
+    """Return where the cells are kept: a folder for each snapshot and setup, so that none are mixed."""
+    what = {"snapshot": store.snapshot.manifest.id, **dataclasses.asdict(setup)}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    parent = store.path if isinstance(store.path, Path) else Path(store.path.name)
+    return parent / "comparisons" / digest
+
+
+def plan_cells(
+    layouts: Sequence[str], budgets: Sequence[int], seeds: int, coded: Coded, setup: Setup
+) -> tuple[list[Cell], list[TooSmall]]:
+    """Return the cells that can be trained, seed by seed, and what does not fit."""
+    fitting, misfits = [], []
+    for floats in budgets:
+        for layout in layouts:
+            try:
+                make_plan(layout, coded.fields, setup.dim, floats)
+            except TooSmall as error:
+                misfits.append(error)
+            else:
+                fitting.append((layout, floats))
+    return [Cell(layout, floats, seed) for seed in range(seeds) for layout, floats in fitting], misfits
