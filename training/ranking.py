@@ -109,10 +109,9 @@ def check_fair(results: Iterable[CellResult]) -> list[str]:
             raise TrainingError(
                 f"{result.layout} has {result.bytes:,} bytes, its budget is {result.budget:,}"
             )
-        unused = 1 - result.bytes / result.budget
-        if unused > 0.01:
+        if 100 * result.bytes < 99 * result.budget:
             notes[result.budget, result.layout] = (
-                f"{result.layout} uses {1 - unused:.1%} of {result.budget:,} bytes: it comes in steps, or "
+                f"{result.layout} uses {result.bytes / result.budget:.1%} of {result.budget:,} bytes: it comes in steps, or "
                 "needs no more"
             )
     return [notes[key] for key in sorted(notes, reverse=True)]

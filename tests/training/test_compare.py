@@ -1,0 +1,152 @@
+"""`slotstore compare`: real cells on small stores; killed, gone on with, refused."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from featurestore.errors import SpecError, TrainingError
+from featurestore.spec import Label
+from featurestore.store import FeatureStore
+from training.cells import run_cells
+from training.compare import command, comparison_folder, plan_cells, read_budgets, read_label
+from training.comparison import PAPER_LABEL, Cell, Setup, load_coded, run_cell
+
+SETUP = Setup(dim=4, epochs=2, batch_size=512)
+ARGUMENTS = ["--dim", "4", "--epochs", "2", "--batch-size", "512", "--jobs", "1"]
+
+
+@pytest.fixture(scope="module")
+def coded(tiny_store):
+    with FeatureStore(tiny_store) as store:
+        return load_coded(store, SETUP)
+
+
+def compare(store, *args):
+    return CliRunner().invoke(command, ["--store", str(store), *ARGUMENTS, *args])
+
+
+def test_splits_are_the_rows_that_the_label_keeps(tiny, coded):
+    kept = tiny.sql("SELECT count(*) AS n FROM examples WHERE rating <> 3")["n"][0].as_py()
+    assert sum(map(len, coded.labels.values())) == kept
+    assert {split: len(codes) for split, codes in coded.codes.items()} == {
+        split: len(labels) for split, labels in coded.labels.items()
+    }
+    assert 0.75 * kept < len(coded.labels["train"]) < 0.85 * kept
+
+
+def test_codes_name_the_values_of_the_rows(tiny, coded):
+    rows = tiny.sql(
+        "SELECT user_id, rating FROM examples WHERE rating <> 3 AND "
+        "md5_number_lower(concat_ws('/', user_id, movie_id, 0)) % 1000000 >= 900000"
+    ).to_pydict()
+    number = [feature.name for feature in tiny.spec.features].index("user_id")
+    values = np.array(coded.fields[number].values)
+    assert values[coded.codes["test"][:, number]].tolist() == rows["user_id"]
+    assert coded.labels["test"].tolist() == [float(rating >= 4) for rating in rows["rating"]]
+
+
+def test_a_cell_is_the_same_every_time(coded):
+    cell = Cell("unified_narrow", 500, 3)
+    one, other = (dataclasses.replace(run_cell(cell, coded, SETUP), seconds=0.0) for _ in range(2))
+    assert one == other
+    assert one.bytes == 2000
+    assert len(one.curve) == 2
+    assert one.validation["auc"] == max(one.curve)
+
+
+def test_training_stops_when_validation_gets_no_better(coded):
+    result = run_cell(Cell("exact", 100_000, 0), coded, dataclasses.replace(SETUP, epochs=60, patience=2))
+    assert len(result.curve) < 60
+    assert len(result.curve) == result.best_epoch + 2
+
+
+def test_one_class_is_said(tiny):
+    setup = dataclasses.replace(SETUP, label=Label("rating", 0.5))
+    with pytest.raises(TrainingError, match=r"auc of validation is undefined: all .* labels are 1"):
+        run_cell(Cell("unified", 500, 0), load_coded(tiny, setup), setup)
+
+
+def test_the_command_prints_a_table_and_goes_on_where_it_was(tiny_store, monkeypatch):
+    first = compare(tiny_store, "--layouts", "unified,exact", "--budgets", "1.0x,0.1x", "--seeds", "2")
+    assert first.exit_code == 0, first.output
+    assert "unified" in first.output
+    assert "needs" in first.output  # the exact table does not fit a tenth of itself
+    monkeypatch.setattr("training.cells.run_cell", None)  # nothing is trained again
+    again = compare(tiny_store, "--layouts", "unified", "--budgets", "0.1x", "--seeds", "2", "--json")
+    assert again.exit_code == 0, again.output
+    found = json.loads(again.stdout)
+    assert [each["layout"] for each in found["standings"]] == ["unified"]
+    assert found["standings"][0]["seeds"] == 2
+
+
+def test_a_damaged_cell_is_trained_again(coded, tmp_path):
+    (tmp_path / "cells").mkdir()
+    cell = Cell("unified", 500, 0)
+    (path := tmp_path / "cells" / f"{cell.name}.json").write_text('{"layout": ')
+    (result,) = run_cells([cell], coded, SETUP, tmp_path, 1)
+    assert json.loads(path.read_text())["test"] == result.test
+
+
+def test_killed_it_keeps_its_cells(tiny_store, tmp_path):
+    """A comparison that is killed leaves whole cells, which the next one takes."""
+    options = ["--layouts", "unified,per_feature,double", "--budgets", "0.3x", "--seeds", "3"]
+    script = "from featurestore.cli import main; main()"
+    arguments = [sys.executable, "-c", script, "compare", "--store", str(tiny_store), *ARGUMENTS, *options]
+    with FeatureStore(tiny_store) as store:
+        cells = comparison_folder(store, SETUP) / "cells"
+    before = set(cells.glob("*.json"))
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not set(cells.glob("*.json")) - before and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in set(cells.glob("*.json")) - before}
+    assert kept
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(set(cells.glob("*.json")) - before) == 9
+
+
+def test_budgets():
+    assert read_budgets("1.0x,0.1x", 1000) == [1000, 100]
+    assert read_budgets("8KiB, 400,400B", 1000) == [2048, 100]
+    with pytest.raises(SpecError) as caught:
+        read_budgets("0x,abc,nanx,3", 1000)
+    assert len(caught.value.problems) == 4
+
+
+def test_labels():
+    assert read_label("paper", Label("rating")) == PAPER_LABEL
+    assert read_label("spec", Label("rating", 2.0)) == Label("rating", 2.0)
+    assert read_label("3.5", Label("rating")) == Label("rating", 3.5)
+    with pytest.raises(SpecError, match="unknown label 'papr'"):
+        read_label("papr", Label("rating"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--layouts", "unifed"], "did you mean 'unified'"),
+        (["--budgets", "lots"], "give bytes"),
+        (["--budgets", "4B", "--layouts", "exact"], "the smallest that works"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_trained(tiny_store, arguments, said):
+    result = compare(tiny_store, *arguments)
+    assert isinstance(result.exception, SpecError)
+    assert said in str(result.exception)
+
+
+def test_layouts_that_do_not_fit_leave_the_others_alone(coded):
+    cells, misfits = plan_cells(["exact", "unified"], [500], 2, coded, SETUP)
+    assert cells == [Cell("unified", 500, 0), Cell("unified", 500, 1)]
+    assert [misfit.layout for misfit in misfits] == ["exact"]
