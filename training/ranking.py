@@ -110,9 +110,9 @@ def check_fair(results: Iterable[CellResult]) -> list[str]:
                 f"{result.layout} has {result.bytes:,} bytes, its budget is {result.budget:,}"
             )
         if 100 * result.bytes < 99 * result.budget:
+            used = f"{result.bytes / result.budget:.1%} of {result.budget:,} bytes"
             notes[result.budget, result.layout] = (
-                f"{result.layout} uses {result.bytes / result.budget:.1%} of {result.budget:,} bytes: it comes in steps, or "
-                "needs no more"
+                f"{result.layout} uses {used}: it comes in steps, or needs no more"
             )
     return [notes[key] for key in sorted(notes, reverse=True)]
 
