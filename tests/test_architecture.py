@@ -137,7 +137,7 @@ def test_only_database_imports_duckdb():
 
 def test_only_tracking_imports_mlflow_and_only_when_it_tracks():
     users = [found for found in imports() if found.top in ("mlflow", "matplotlib")]
-    assert {found.importer for found in users} <= {"training.tracking"}
+    assert {found.importer for found in users} <= {"training.tracking", "training.comparison_tracking"}
     assert said(found for found in users if not (found.lazy or found.typing)) == []
 
 

@@ -3,7 +3,7 @@
 import concurrent.futures
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -16,21 +16,34 @@ from featurestore.paths import write_whole
 from training.comparison import Cell, CellResult, Coded, Setup, run_cell
 
 
-def run_cells(cells: Sequence[Cell], coded: Coded, setup: Setup, folder: Path, jobs: int) -> list[CellResult]:
+def run_cells(
+    cells: Sequence[Cell],
+    coded: Coded,
+    setup: Setup,
+    folder: Path,
+    jobs: int,
+    record: Callable[[Cell, CellResult], None],
+) -> list[CellResult]:
     """Train the cells that no earlier run has, several at a time, each on one thread; return all of them.
+
+    ``record`` is called with every cell, kept or new, as soon as it is there.
 
     Raises:
         TrainingError: a worker died, or a cell's metric is undefined. What is done stays done.
     """
     kept = {cell: _read(folder, cell) for cell in cells}
     missing = [cell for cell in cells if kept[cell] is None]
+    for cell, result in kept.items():
+        if result is not None:
+            record(cell, result)
     with _progress() as progress:
         task = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
-        for cell, result in _trained(missing, coded, setup, jobs):
-            write_whole(_file(folder, cell), json.dumps(result.to_dict()).encode())
-            kept[cell] = result
+        for cell, made in _trained(missing, coded, setup, jobs):
+            write_whole(_file(folder, cell), json.dumps(made.to_dict()).encode())
+            kept[cell] = made
+            record(cell, made)
             progress.advance(task)
-            progress.update(task, description=f"{cell.name} {next(iter(result.test.values())):.4f}")
+            progress.update(task, description=f"{cell.name} {next(iter(made.test.values())):.4f}")
     return [result for result in kept.values() if result is not None]
 
 

@@ -1,5 +1,6 @@
 """`slotstore compare`: every layout at every budget with every seed, on all cores, kept cell by cell."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,8 @@ from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.cells import run_cells
 from training.comparison import PAPER_LABEL, Cell, CellResult, Coded, Setup, load_coded
+from training.comparison_tracking import record_comparison
+from training.config import installed
 from training.models import MODELS
 from training.ranking import check_fair, columns, rows, standings
 
@@ -57,10 +60,15 @@ Layouts: """ + ", ".join(LAYOUTS)
     "--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the 80/10/10 cut."
 )
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Cells at a time. Default: one a core.")
+@click.option(
+    "--tracking/--no-tracking",
+    default=True,
+    help="Record it in MLflow, a run for each cell below one for all. Default: yes.",
+)
 @json_option
 def command(
     *, store: AnyPath, snapshot_id: str | None, layouts: str, budgets: str, seeds: int, label_text: str,
-    jobs: int | None, as_json: bool, **settings: object,
+    jobs: int | None, tracking: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
     """Compare memory layouts at equal bytes: which embedding table is best for your data?
 
@@ -74,13 +82,32 @@ def command(
         coded = load_coded(opened, setup)
         sizes = read_budgets(budgets, coded.exact_floats * setup.dim)
         folder = comparison_folder(opened, setup)
+    if tracking:
+        _check_tracking()
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     write_whole(folder / "setup.json", json.dumps(dataclasses.asdict(setup), indent=1).encode())
     cells, misfits = plan_cells(names, sizes, seeds, coded, setup)
     if not cells:
         raise SpecError("compare", [str(misfit) for misfit in misfits])
-    results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1)
+    with record_comparison(folder, setup) if tracking else contextlib.nullcontext() as recorder:
+        record = recorder.add if recorder else _leave
+        results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1, record)
+        found = standings(results, setup.label)
+        table = table_text(columns(setup.label), rows(found, misfits))
+        if recorder:
+            recorder.finish(found, table)
     _show(results, misfits, setup, folder, as_json=as_json)
+
+
+def _check_tracking() -> None:
+    missing = [name for name in ("mlflow", "matplotlib") if not installed(name)]
+    if missing:
+        remedy = "pip install 'slotstore[track]', or compare without it: --no-tracking"
+        raise SpecError("compare", [f"tracking needs {' and '.join(missing)}: {remedy}"])
+
+
+def _leave(_: Cell, __: CellResult) -> None:
+    """Record nothing."""
 
 
 def _show(

@@ -105,7 +105,7 @@ class TrainConfig:
 
     def _together_problems(self) -> Iterator[str]:
         yield from self._device_problems()
-        if self.tracking and (missing := [name for name in ("mlflow", "matplotlib") if not _installed(name)]):
+        if self.tracking and (missing := [name for name in ("mlflow", "matplotlib") if not installed(name)]):
             yield (
                 f"tracking needs {' and '.join(missing)}: pip install 'slotstore[track]', "
                 "or train without it: --no-tracking"
@@ -176,7 +176,7 @@ def flag(name: str) -> str:
     return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
     """Whether a regular package can be imported: a mere folder of its name, such as ours, has no origin."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None

@@ -71,12 +71,11 @@ def track(
     Raises:
         TrainingError: MLflow fails.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # on by default, and sends usage to its makers
+    quieten()
     import mlflow
 
-    _quieten()
     try:
-        with _tracking_uri(config.folder), _start_run(config.folder, config, before) as run:
+        with tracking_at(config.folder), _start_run(config.folder, config, before) as run:
             tracked = TrackedRun(run.info.run_id, run.info.experiment_id, mlflow.get_tracking_uri())
             tracker = Tracker(tracked, store)
             tracker.start(config)
@@ -89,8 +88,12 @@ def track(
         raise TrainingError(f"MLflow failed: {error}\n--no-tracking trains without it.") from error
 
 
-def _quieten() -> None:
-    """Keep off the terminal how a new mlflow.db is made and a model checked; warnings still show."""
+def quieten() -> None:
+    """Keep off the terminal how a new mlflow.db is made and a model checked; warnings still show.
+
+    Call it before MLflow is imported: its telemetry is on by default, and sends usage to its makers.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -101,7 +104,7 @@ def local_uri(store: Path) -> str:
 
 
 @contextlib.contextmanager
-def _tracking_uri(store: Path) -> Iterator[None]:
+def tracking_at(store: Path) -> Iterator[None]:
     """Point MLflow at the store's own record, for this run, unless it was pointed elsewhere."""
     import mlflow
 
@@ -124,7 +127,7 @@ def _start_run(
     run_id = os.environ.get("MLFLOW_RUN_ID") or _known_run(before)
     run: AbstractContextManager[Any] = mlflow.start_run(
         run_id=run_id,
-        experiment_id=None if run_id else _experiment(store, config),
+        experiment_id=None if run_id else experiment_of(store, config.experiment),
         run_name=config.run_name,
         nested=mlflow.active_run() is not None,
         log_system_metrics=importlib.util.find_spec("psutil") is not None,
@@ -144,14 +147,14 @@ def _known_run(before: Mapping[str, str] | None) -> str | None:
     return before["run_id"] if found else None
 
 
-def _experiment(store: Path, config: TrainConfig) -> str:
+def experiment_of(store: Path, name: str | None) -> str:
     """Return the id of the experiment, which is made if missing."""
     import mlflow
 
     given = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    if given and not config.experiment:
+    if given and not name:
         return given
-    name = config.experiment or EXPERIMENT
+    name = name or EXPERIMENT
     if found := mlflow.get_experiment_by_name(name):
         return str(found.experiment_id)
     ours = mlflow.get_tracking_uri() == local_uri(store)  # a server has a place of its own for artifacts

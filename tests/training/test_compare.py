@@ -20,7 +20,7 @@ from training.compare import command, comparison_folder, plan_cells, read_budget
 from training.comparison import PAPER_LABEL, Cell, Setup, load_coded, run_cell
 
 SETUP = Setup(dim=4, epochs=2, batch_size=512)
-ARGUMENTS = ["--dim", "4", "--epochs", "2", "--batch-size", "512", "--jobs", "1"]
+ARGUMENTS = ["--dim", "4", "--epochs", "2", "--batch-size", "512", "--jobs", "1", "--no-tracking"]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_damaged_cell_is_trained_again(coded, tmp_path):
     (tmp_path / "cells").mkdir()
     cell = Cell("unified", 500, 0)
     (path := tmp_path / "cells" / f"{cell.name}.json").write_text('{"layout": ')
-    (result,) = run_cells([cell], coded, SETUP, tmp_path, 1)
+    (result,) = run_cells([cell], coded, SETUP, tmp_path, 1, lambda *_: None)
     assert json.loads(path.read_text())["test"] == result.test
 
 
@@ -150,3 +150,30 @@ def test_layouts_that_do_not_fit_leave_the_others_alone(coded):
     cells, misfits = plan_cells(["exact", "unified"], [500], 2, coded, SETUP)
     assert cells == [Cell("unified", 500, 0), Cell("unified", 500, 1)]
     assert [misfit.layout for misfit in misfits] == ["exact"]
+
+
+# MLflow's own search of runs uses what SQLAlchemy 2.1 calls deprecated.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_tracked_it_is_a_run_with_a_run_for_each_cell(tiny_store, tmp_path, monkeypatch):
+    """And no cell is recorded twice."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    options = ["--layouts", "unified,double", "--budgets", "0.5x,0.2x", "--seeds", "2", "--tracking"]
+    for _ in range(2):
+        result = compare(tiny_store, *options)
+        assert result.exit_code == 0, result.output
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    cells = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(cells) == 8 == len(runs) - 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert cells[0].data.params["layout"] in ("unified", "double")
+    assert 0 <= cells[0].data.metrics["test_auc"] <= 1
+    assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id)} == {
+        "comparison.json",
+        "comparison.txt",
+        "pareto.png",
+    }
