@@ -116,15 +116,15 @@ class ComparisonRecorder:
 
 
 def pareto(standings: Sequence[Standing], quality: str) -> "Figure":
-    """Plot quality against bytes, a line for each layout, with the deviation over seeds."""
+    """Plot quality against budgets, a line for each layout, with the deviation over seeds."""
     from matplotlib.figure import Figure  # not pyplot: it would look for a screen to draw on
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="bytes of the embedding", ylabel=f"test {quality}", xscale="log")
+    axes = figure.add_subplot(xlabel="budget, bytes", ylabel=f"test {quality}", xscale="log")
     for layout in sorted({each.layout for each in standings}):
-        points = sorted((each for each in standings if each.layout == layout), key=lambda each: each.bytes)
+        points = sorted((each for each in standings if each.layout == layout), key=lambda each: each.budget)
         values, deviations = zip(*(each.quality for each in points), strict=True)
-        sizes = [each.bytes for each in points]
+        sizes = [each.budget for each in points]
         axes.errorbar(sizes, values, deviations, marker="o", capsize=2, label=layout)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small", ncols=2)

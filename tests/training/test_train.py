@@ -207,7 +207,7 @@ def test_settings_of_a_resumed_run_are_checked_when_they_are_all_known(config, t
 
 
 def test_tracking_without_mlflow_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.config._installed", lambda name: name != "mlflow")
+    monkeypatch.setattr("training.config.installed", lambda name: name != "mlflow")
     with pytest.raises(
         SpecError, match=r"tracking needs mlflow: pip install 'slotstore\[track\]', .*--no-tracking"
     ):
