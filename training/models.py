@@ -9,13 +9,20 @@ from featurestore.errors import did_you_mean
 from featurestore.spec import FeatureSpec
 from training.embeddings import SlotEmbedding, UnifiedEmbedding
 from training.networks import ArticleMLP, DCNv2, Network
+from training.pairwise import DLRM, FM, DeepFM
 
 Table = Callable[[int, int, float], SlotEmbedding]
 
 TABLE_STD = 0.01
 """Standard deviation of the shared table's initial weights."""
 
-MODELS: dict[str, type[Network]] = {"article": ArticleMLP, "dcn": DCNv2}
+MODELS: dict[str, type[Network]] = {
+    "article": ArticleMLP,
+    "dcn": DCNv2,
+    "dlrm": DLRM,
+    "fm": FM,
+    "deepfm": DeepFM,
+}
 """The networks by the name that a user gives. Each has what it looks up in as ``embedding``."""
 
 
@@ -38,7 +45,7 @@ def build_network(
         dim: floats of a vector.
         bias: the score where nothing else is known.
         cross: cross layers, of ``dcn`` alone.
-        deep: widths of the deep layers, of networks that have some; ``article`` has its own 64.
+        deep: widths of the deep layers, of ``dcn``, ``dlrm`` and ``deepfm``; ``article`` has its own 64.
 
     Raises:
         ValueError: there is no network of that name, no field or no dim.

@@ -48,6 +48,10 @@ class Network(nn.Module):
             )
         return embedded
 
+    def split(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of the fields: (B, F * D) -> (B, F, D)."""
+        return embedded.view(-1, self.fields, self.dim)
+
 
 class ArticleMLP(Network):
     """The network of Mario Filho's article "Unified Embeddings in PyTorch".
