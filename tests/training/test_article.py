@@ -6,7 +6,7 @@ import xxhash
 
 from featurestore.store import FeatureStore
 from training.loop import Trainer, TrainState, train_epoch
-from training.models import ArticleMLP
+from training.models import build_model
 from training.objective import RATING
 from training.order import Shuffle
 from training.stream import Batch, SplitStream
@@ -23,7 +23,7 @@ class ArticleInForward(torch.nn.Module):
 
     def __init__(self, spec):
         super().__init__()
-        self.inner = ArticleMLP(spec, bias=3.5)
+        self.inner = build_model("article", spec, bias=3.5)
 
     def forward(self, rows):
         slots = [
@@ -74,7 +74,7 @@ def check(store_path):
     with FeatureStore(store_path) as store:
         torch.manual_seed(0)
         hashing = ArticleInForward(store.spec)
-        stored = ArticleMLP(store.spec)
+        stored = build_model("article", store.spec)
         stored.load_state_dict(hashing.inner.state_dict())
         from_store = losses(stored, SplitStream(store, "train", BATCH, seed=0, shuffle=True))
         assert from_store == losses(hashing, RawValues(store))

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from featurestore.spec import load_spec
 from training.embeddings import UnifiedEmbedding
-from training.models import MODELS, ArticleMLP, CrossLayer, DCNv2, build_model
+from training.models import MODELS, build_model, build_network
+from training.networks import CrossLayer
 from training.stream import SplitStream
 
 
@@ -34,8 +35,7 @@ def test_the_table_starts_with_the_spread_asked_for():
 
 
 def test_the_articles_network_by_hand():
-    spec = load_spec("article")
-    model = ArticleMLP(spec, bias=3.5)
+    model = build_model("article", load_spec("article"), bias=3.5)
     assert [tuple(parameter.shape) for parameter in model.parameters()] == [
         (1000, 10),
         (64, 70),
@@ -51,21 +51,21 @@ def test_the_articles_network_by_hand():
     assert second.bias.tolist() == [3.5]
 
 
-@pytest.mark.parametrize("network", MODELS.values())
-def test_every_parameter_gets_a_gradient(network):
-    model = network(load_spec("article"))
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_gets_a_gradient(name):
+    model = build_model(name, load_spec("article"))
     slots = torch.randint(1000, (4096, 7), generator=torch.Generator().manual_seed(0))
     model(slots).sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().sum() > 0, name
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, parameter_name
     assert (model.embedding.weight.grad.abs().sum(1) > 0).all()  # 28,672 lookups reach all 1,000 rows
 
 
-@pytest.mark.parametrize("network", MODELS.values())
-def test_it_overfits_32_rows(network, tiny):
+@pytest.mark.parametrize("name", MODELS)
+def test_it_overfits_32_rows(name, tiny):
     batch = next(iter(SplitStream(tiny, "train", 32, shuffle=True).epoch(0)))
     torch.manual_seed(0)
-    model = network(tiny.spec, bias=3.5)
+    model = build_model(name, tiny.spec, bias=3.5)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(150):
         optimizer.zero_grad()
@@ -78,7 +78,7 @@ def test_it_overfits_32_rows(network, tiny):
 def test_a_seed_gives_the_table_then_the_output_then_the_hidden_layer():
     """In the order they always had, so that a seed goes on giving the same training."""
     torch.manual_seed(0)
-    model = ArticleMLP(load_spec("article"))
+    model = build_model("article", load_spec("article"))
     torch.manual_seed(0)
     table, output, hidden = UnifiedEmbedding(1000, 10, std=0.01), nn.Linear(64, 1), nn.Linear(70, 64)
     assert torch.equal(model.embedding.weight, table.weight)
@@ -97,8 +97,8 @@ def test_a_cross_layer_by_hand():
 
 
 def test_dcn_by_hand():
-    spec = load_spec("article")
-    model = DCNv2(spec, bias=3.5, cross=2, deep=(5, 3))
+    table = UnifiedEmbedding(1000, 10)
+    model = build_network("dcn", table, 7, 10, bias=3.5, cross=2, deep=(5, 3))
     assert [tuple(parameter.shape) for parameter in model.parameters()] == [
         (1000, 10),
         *[(70, 70), (70,)] * 2,
@@ -118,7 +118,8 @@ def test_dcn_by_hand():
 
 
 def test_dcns_default_is_one_cross_layer_and_one_deep_layer_of_192():
-    shapes = [tuple(parameter.shape) for parameter in DCNv2(load_spec("article")).parameters()]
+    model = build_model("dcn", load_spec("article"))
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
     assert shapes == [(1000, 10), (70, 70), (70,), (192, 70), (192,), (1, 192), (1,)]
 
 
@@ -129,11 +130,74 @@ def test_a_model_is_built_by_name(name):
     )
     assert type(model) is MODELS[name]
     assert isinstance(model.embedding, UnifiedEmbedding)
-    assert model.layers[-1].bias.tolist() == [2.5]
+    (bias,) = (parameter for parameter in model.parameters() if parameter.shape == (1,))
+    assert bias.tolist() == [2.5]
     model(torch.zeros(4, 7, dtype=torch.int32)).sum().backward()
     assert model.embedding.weight.grad.is_sparse
+
+
+class Places(nn.Module):
+    """An embedding of something else than slots: two fields of width 3 from a place on a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 6)
+
+    def forward(self, places):
+        return self.linear(places)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_takes_any_embedding_and_what_that_takes(name):
+    model = build_network(name, Places(), fields=2, dim=3, bias=2.5)
+    assert type(model) is MODELS[name]
+    scores = model(torch.randn(5, 2))
+    assert scores.shape == (5,)
+    scores.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model(torch.empty(0, 2)).shape == (0,)
+
+
+def test_the_article_scores_an_embedding_like_the_same_table():
+    table = UnifiedEmbedding(20, 3)
+    model = build_network("article", table, fields=4, dim=3)
+    other = build_network("article", nn.Sequential(nn.Embedding(20, 3), nn.Flatten()), fields=4, dim=3)
+    other.load_state_dict(
+        {name.replace("embedding.", "embedding.0."): weight for name, weight in model.state_dict().items()}
+    )
+    slots = torch.randint(20, (6, 4))
+    assert torch.equal(model(slots), other(slots))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_embedding_of_another_width_is_refused(name):
+    model = build_network(name, Places(), fields=2, dim=4)
+    with pytest.raises(ValueError, match=r"gives \(5, 6\), the network takes \(B, 8\): 2 fields of 4"):
+        model(torch.randn(5, 2))
+    model = build_network(name, nn.Embedding(20, 3), fields=2, dim=3)
+    with pytest.raises(ValueError, match=r"gives \(5, 2, 3\), the network takes \(B, 6\)"):
+        model(torch.randint(20, (5, 2)))
+
+
+@pytest.mark.parametrize(("fields", "dim"), [(0, 3), (2, 0), (-1, 3)])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_of_nothing_is_refused(name, fields, dim):
+    with pytest.raises(ValueError, match="at least one field and one dim"):
+        build_network(name, Places(), fields, dim)
 
 
 def test_an_unknown_model_is_named_with_the_nearest_known_one():
     with pytest.raises(ValueError, match=r"no model 'artikle' \(did you mean 'article'\?\)"):
         build_model("artikle", load_spec("article"))
+    with pytest.raises(ValueError, match="no model 'artikle'"):
+        build_network("artikle", Places(), fields=2, dim=3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_saved_and_loaded_scores_the_same(name, tmp_path):
+    spec, slots = load_spec("article"), torch.randint(1000, (50, 7))
+    model = build_model(name, spec, bias=3.5)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    loaded = build_model(name, spec)
+    loaded.load_state_dict(torch.load(tmp_path / "model.pt"))
+    assert torch.equal(loaded(slots), model(slots))

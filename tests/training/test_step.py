@@ -8,7 +8,7 @@ from torch import nn
 from featurestore.errors import TrainingError
 from featurestore.spec import load_spec
 from training.embeddings import UnifiedEmbedding
-from training.models import MODELS, ArticleMLP, build_model
+from training.models import MODELS, build_model
 from training.objective import BINARY, RATING
 from training.step import CompiledStep, EagerStep, GraphedStep, make_step
 
@@ -182,7 +182,7 @@ def test_a_sparse_table_is_not_compiled(needs_compiler):
 
 
 def test_a_graph_needs_cuda_and_one_process():
-    model = ArticleMLP(load_spec("article"))
+    model = build_model("article", load_spec("article"))
     with pytest.raises(TrainingError, match="CUDA device"):
         make_step("graph", model, adam(model), RATING, batch_rows=ROWS)
     with pytest.raises(TrainingError, match="one process"):
