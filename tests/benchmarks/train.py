@@ -250,7 +250,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default="article,dcn", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--batches", type=integers, default=[512, 8192, 65_536, 262_144])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
