@@ -392,12 +392,14 @@ def _compositional_rows(values: int, remainders: int) -> int:
     return remainders + -(-values // remainders)
 
 
-def robe(fields: Sequence[Field], dim: int, floats: int, *, block: int = 6) -> Elements:
+def robe(fields: Sequence[Field], dim: int, floats: int, *, block: int | None = None) -> Elements:
     """Blocks of Z floats of one circular array: embedding(v)[b Z + i] = array[(hash(v, b) + i) mod P].
 
     A. Desai, L. Chou, A. Shrivastava, "Random Offset Block Embedding (ROBE) for Compressed Embedding Tables
-    in Deep Learning Recommendation Systems", MLSys 2022. Parameters: P.
+    in Deep Learning Recommendation Systems", MLSys 2022. Z is the largest divisor of D up to 8 unless given.
+    Parameters: P.
     """
+    block = block or max(size for size in range(1, 9) if dim % size == 0)
     if dim % block:
         raise SpecError("layout robe", [f"block must divide the width {dim}, got {block}"])
     _rows("robe", floats, 1, block)

@@ -1,8 +1,12 @@
 """The cells of a comparison, trained several at a time, each kept in a file as soon as it is done."""
 
 import concurrent.futures
+import contextlib
 import json
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -11,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from featurestore.errors import TrainingError
+from featurestore.errors import ArtifactError, TrainingError
 from featurestore.paths import write_whole
 from training.comparison import Cell, CellResult, Coded, Setup, run_cell
 
@@ -30,6 +34,7 @@ def run_cells(
 
     Raises:
         TrainingError: a worker died, or a cell's metric is undefined. What is done stays done.
+        ArtifactError: a cell cannot be written.
     """
     kept = {cell: _read(folder, cell) for cell in cells}
     missing = [cell for cell in cells if kept[cell] is None]
@@ -39,7 +44,7 @@ def run_cells(
     with _progress() as progress:
         task = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
         for cell, made in _trained(missing, coded, setup, jobs):
-            write_whole(_file(folder, cell), json.dumps(made.to_dict()).encode())
+            _write(folder, cell, made)
             kept[cell] = made
             record(cell, made)
             progress.advance(task)
@@ -61,6 +66,14 @@ def _file(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{cell.name}.json"
 
 
+def _write(folder: Path, cell: Cell, result: CellResult) -> None:
+    path = _file(folder, cell)
+    try:
+        write_whole(path, json.dumps(result.to_dict()).encode())
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error}; the cells that were done are kept") from error
+
+
 def _read(folder: Path, cell: Cell) -> CellResult | None:
     """Return what is kept of a cell; None where that is nothing, or cannot be read."""
     try:
@@ -75,12 +88,31 @@ _WORK: tuple[Coded, Setup]
 
 def _start_worker(coded: Coded, setup: Setup) -> None:
     global _WORK  # noqa: PLW0603  # set once in each worker, before its first cell
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _WORK = coded, setup
 
 
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
+    os._exit(1)
+
+
 def _work(cell: Cell) -> CellResult:
     return run_cell(cell, *_WORK)
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Let SIGINT wait; processes that are started meanwhile never get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _trained(
@@ -93,7 +125,8 @@ def _trained(
         min(jobs, len(cells)), multiprocessing.get_context("spawn"), _start_worker, (coded, setup)
     )
     try:
-        waiting = {pool.submit(_work, cell): cell for cell in cells}
+        with _ctrl_c_held_back():  # from the workers, which start here: it is the parent that ends them
+            waiting = {pool.submit(_work, cell): cell for cell in cells}
         for done in concurrent.futures.as_completed(waiting):
             yield waiting[done], done.result()
     except BrokenProcessPool as error:

@@ -4,25 +4,27 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from featurestore.errors import SpecError, did_you_mean
+from featurestore.errors import ArtifactError, SpecError, TrainingError, did_you_mean
 from featurestore.layouts import FLOAT_BYTES, LAYOUTS, TooSmall, make_plan
 from featurestore.options import json_option, snapshot_option, store_option
 from featurestore.output import table_text
-from featurestore.paths import AnyPath, write_whole
+from featurestore.paths import AnyPath, locked, write_whole
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.cells import run_cells
-from training.comparison import PAPER_LABEL, Cell, CellResult, Coded, Setup, load_coded
-from training.comparison_tracking import record_comparison
+from training.comparison import PAPER_LABEL, VERSION, Cell, CellResult, Coded, Setup, load_coded
+from training.comparison_tracking import ComparisonRecorder, record_comparison
 from training.config import installed
 from training.models import MODELS
-from training.ranking import check_fair, columns, rows, standings
+from training.ranking import REFERENCE, Standing, check_fair, columns, rows, standings
 
 BUDGETS = "1.0x,0.5x,0.1x,0.02x"
 MAX_BYTES = 1 << 40
@@ -76,27 +78,60 @@ def command(
     The rows are cut 80/10/10 by a hash. 1.0x is the bytes of a collision-free table of width D. A cell that
     has been trained is kept in STORE/comparisons, and never trained again.
     """
+    if tracking:
+        _check_tracking()
     with FeatureStore(store, snapshot_id) as opened:
         setup = Setup(label=read_label(label_text, opened.spec.label), **settings)  # type: ignore[arg-type]  # click's
         names = _read_layouts(layouts)
         coded = load_coded(opened, setup)
-        sizes = read_budgets(budgets, coded.exact_floats * setup.dim)
+        sizes = read_budgets(budgets, coded.values * setup.dim)
         folder = comparison_folder(opened, setup)
-    if tracking:
-        _check_tracking()
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "setup.json", json.dumps(dataclasses.asdict(setup), indent=1).encode())
     cells, misfits = plan_cells(names, sizes, seeds, coded, setup)
     if not cells:
         raise SpecError("compare", [str(misfit) for misfit in misfits])
-    with record_comparison(folder, setup) if tracking else contextlib.nullcontext() as recorder:
+    with held(folder, setup), _recorder(folder, setup, tracking=tracking) as recorder:
         record = recorder.add if recorder else _leave
         results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1, record)
-        found = standings(results, setup.label)
+        notes, found = check_fair(results), standings(results, setup.label)
         table = table_text(columns(setup.label), rows(found, misfits))
         if recorder:
             recorder.finish(found, table)
-    _show(results, misfits, setup, folder, as_json=as_json)
+    if as_json:
+        click.echo(json.dumps(_machine_readable(found, misfits, notes), indent=1))
+        return
+    click.echo(table, nl=False)
+    for note in notes:
+        click.echo(f"note: {note}")
+    click.echo(f"p: Welch's t-test against {REFERENCE}. Cells: {folder}")
+
+
+@contextlib.contextmanager
+def held(folder: Path, setup: Setup) -> Iterator[None]:
+    """Hold a comparison's folder, made if missing, with its setup: two of the same would do the work twice.
+
+    Raises:
+        ArtifactError: it cannot be written.
+        TrainingError: another comparison holds it.
+    """
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(locked(folder / "compare.lock"))
+            (folder / "cells").mkdir(exist_ok=True)
+            write_whole(folder / "setup.json", json.dumps(dataclasses.asdict(setup), indent=1).encode())
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"another comparison with these settings is at work in {folder}: wait for it; what it has "
+                "done is then taken"
+            ) from error
+        except OSError as error:
+            raise ArtifactError(f"cannot keep cells in {folder}: {error}") from error
+        yield
+
+
+def _recorder(
+    folder: Path, setup: Setup, *, tracking: bool
+) -> contextlib.AbstractContextManager[ComparisonRecorder | None]:
+    return record_comparison(folder, setup) if tracking else contextlib.nullcontext()
 
 
 def _check_tracking() -> None:
@@ -110,26 +145,18 @@ def _leave(_: Cell, __: CellResult) -> None:
     """Record nothing."""
 
 
-def _show(
-    results: Sequence[CellResult], misfits: Sequence[TooSmall], setup: Setup, folder: Path, *, as_json: bool
-) -> None:
-    found, notes = standings(results, setup.label), check_fair(results)
-    if as_json:
-        missing = [
-            {
-                "layout": each.layout,
-                "budget": each.floats * FLOAT_BYTES,
-                "smallest": each.smallest * FLOAT_BYTES,
-            }
-            for each in misfits
-        ]
-        standing = [dataclasses.asdict(each) for each in found]
-        click.echo(json.dumps({"standings": standing, "too_small": missing, "notes": notes}, indent=1))
-        return
-    click.echo(table_text(columns(setup.label), rows(found, misfits)), nl=False)
-    for note in notes:
-        click.echo(f"note: {note}")
-    click.echo(f"p: Welch's t-test against unified. Cells: {folder}")
+def _machine_readable(
+    found: Sequence[Standing], misfits: Sequence[TooSmall], notes: Sequence[str]
+) -> dict[str, Any]:
+    too_small = [
+        {"layout": each.layout, "budget": each.floats * FLOAT_BYTES, "smallest": each.smallest * FLOAT_BYTES}
+        for each in misfits
+    ]
+    return {
+        "standings": [dataclasses.asdict(each) for each in found],
+        "too_small": too_small,
+        "notes": notes,
+    }
 
 
 def read_label(text: str, own: Label) -> Label:
@@ -137,11 +164,14 @@ def read_label(text: str, own: Label) -> Label:
     named = {"paper": PAPER_LABEL, "spec": own, "rating": Label("rating")}
     if text in named:
         return named[text]
+    message = f"unknown label {text!r}: give {', '.join(named)} or a threshold such as 3.5"
     try:
-        return Label("rating", float(text))
+        threshold = float(text)
     except ValueError as error:
-        message = f"unknown label {text!r}: give {', '.join(named)} or a threshold such as 3.5"
         raise SpecError("--label", [message]) from error
+    if not math.isfinite(threshold):
+        raise SpecError("--label", [message])
+    return Label("rating", threshold)
 
 
 def _read_layouts(text: str) -> list[str]:
@@ -192,7 +222,7 @@ def _floats(word: str, exact_floats: int) -> int:
 
 def comparison_folder(store: FeatureStore, setup: Setup) -> Path:
     """Return where the cells are kept: a folder for each snapshot and setup, so that none are mixed."""
-    what = {"snapshot": store.snapshot.manifest.id, **dataclasses.asdict(setup)}
+    what = {"version": VERSION, "snapshot": store.snapshot.manifest.id, **dataclasses.asdict(setup)}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
     parent = store.path if isinstance(store.path, Path) else Path(store.path.name)
     return parent / "comparisons" / digest

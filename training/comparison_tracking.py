@@ -43,8 +43,8 @@ def record_comparison(folder: Path, setup: Setup) -> Iterator["ComparisonRecorde
             )
             try:
                 yield recorder
-            except BaseException:
-                recorder.end("FAILED")
+            except BaseException as error:
+                recorder.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
             recorder.end("FINISHED")
     except mlflow.MlflowException as error:

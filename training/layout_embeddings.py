@@ -1,8 +1,7 @@
 """The embeddings of `featurestore.layouts`: codes (B, F) of values -> float32 (B, F * D).
 
 Each module holds one plan. Its parameters are the plan's floats and nothing else; what hashes decide lies in
-buffers. Parameters start uniform in +-`SCALE` unless the class says otherwise: PyTorch's N(0, 1) costs the
-paper's set-up about five points of AUC.
+buffers. Parameters start uniform in +-`SCALE` unless the class says otherwise.
 """
 
 import math

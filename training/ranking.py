@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from featurestore.errors import TrainingError
-from featurestore.layouts import TooSmall
+from featurestore.layouts import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from training.comparison import CellResult, watched
 
@@ -120,7 +120,7 @@ def check_fair(results: Iterable[CellResult]) -> list[str]:
 def columns(label: Label) -> list[str]:
     """Return the names of the table's columns."""
     quality = watched(label)
-    loss = ["log loss", "sd "] if label.is_binary else []
+    loss = ["log loss", "sd"] if label.is_binary else []
     return ["budget", "layout", "bytes", "seeds", quality, "sd", *loss, "p", "best epoch", "seconds"]
 
 
@@ -143,8 +143,8 @@ def rows(standings_: Iterable[Standing], misfits: Iterable[TooSmall]) -> list[tu
 
 
 def _misfit_row(misfit: TooSmall, width: int) -> tuple[object, ...]:
-    blank = [""] * (width - 4)
-    return (f"{misfit.floats * 4:,}", misfit.layout, f"needs {misfit.smallest * 4:,}", 0, *blank)
+    budget, smallest = misfit.floats * FLOAT_BYTES, misfit.smallest * FLOAT_BYTES
+    return (f"{budget:,}", misfit.layout, f"needs {smallest:,}", 0, *[""] * (width - 4))
 
 
 def _told(test: Welch | None) -> str:

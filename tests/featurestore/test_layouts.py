@@ -136,6 +136,14 @@ def test_blocks_run_on_and_around():
         robe(FIELDS, 6, 11, block=4)
 
 
+@pytest.mark.parametrize(("dim", "block"), [(30, 6), (16, 8), (4, 4), (7, 7), (11, 1)])
+def test_blocks_fit_every_width(dim, block):
+    places = robe(FIELDS, dim, 1000).places[0]
+    runs = (np.diff(places.reshape(3, dim // block, block), axis=2) % 1000 == 1).all()
+    assert places.shape == (3, dim)
+    assert runs
+
+
 def test_elements_have_a_place_and_a_sign_each():
     plan = hashed_net(FIELDS, 6, 11)
     assert plan.places[0][1, 5] == slot("green", default_seed("colour", 5), 11)

@@ -9,14 +9,15 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 
-from featurestore.errors import SpecError, TrainingError
+from featurestore.errors import ArtifactError, SpecError, TrainingError
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.cells import run_cells
-from training.compare import command, comparison_folder, plan_cells, read_budgets, read_label
+from training.compare import command, comparison_folder, held, plan_cells, read_budgets, read_label
 from training.comparison import PAPER_LABEL, Cell, Setup, load_coded, run_cell
 
 SETUP = Setup(dim=4, epochs=2, batch_size=512)
@@ -106,14 +107,77 @@ def test_killed_it_keeps_its_cells(tiny_store, tmp_path):
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not set(cells.glob("*.json")) - before and process.poll() is None:
         time.sleep(0.02)
+    workers = children_of(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert workers
+    wait_until(lambda: not any(is_running(worker) for worker in workers))
     kept = {path: path.stat().st_mtime_ns for path in set(cells.glob("*.json")) - before}
     assert kept
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(set(cells.glob("*.json")) - before) == 9
+
+
+def wait_until(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children_of(pid):
+    """Return the processes that a process has started, its workers among them, as psutil sees them."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def is_running(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_ctrl_c_ends_it_at_once_without_a_trace(tiny_store):
+    """The terminal sends the signal to the workers as well."""
+    settings = ["--epochs", "100000", "--patience", "100000", "--batch-size", "64", "--jobs", "2"]
+    options = ["--no-tracking", "--layouts", "unified,double", "--budgets", "0.3x", "--seeds", "2"]
+    script = "from featurestore.cli import main; main()"
+    arguments = [sys.executable, "-c", script, "compare", "--store", str(tiny_store), *settings, *options]
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: process.poll() is not None or workers_of(process.pid) == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
+def workers_of(pid):
+    return sum("--multiprocessing-fork" in " ".join(child.cmdline()) for child in children_of(pid))
+
+
+def test_two_at_a_time_are_refused(tmp_path):
+    first, second = held(tmp_path, SETUP), held(tmp_path, SETUP)
+    with first, pytest.raises(TrainingError, match="another comparison"), second:
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "x").write_text("a file")
+    with pytest.raises(ArtifactError, match="cannot keep cells in"), held(tmp_path / "x", SETUP):
+        pass
+
+
+def test_a_cell_that_cannot_be_written_is_named(coded, tmp_path):
+    with pytest.raises(ArtifactError, match=r"unified-2000-0\.json"):  # there is no folder for cells
+        run_cells([Cell("unified", 500, 0)], coded, SETUP, tmp_path, 1, lambda *_: None)
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf"])
+def test_rates_that_cannot_work(tiny_store, value):
+    result = compare(tiny_store, "--lr", value)
+    assert isinstance(result.exception, SpecError)
+    assert "--lr must be a number above 0" in str(result.exception)
 
 
 def test_budgets():
@@ -128,8 +192,9 @@ def test_labels():
     assert read_label("paper", Label("rating")) == PAPER_LABEL
     assert read_label("spec", Label("rating", 2.0)) == Label("rating", 2.0)
     assert read_label("3.5", Label("rating")) == Label("rating", 3.5)
-    with pytest.raises(SpecError, match="unknown label 'papr'"):
-        read_label("papr", Label("rating"))
+    for text in ("papr", "nan"):
+        with pytest.raises(SpecError, match=f"unknown label '{text}'"):
+            read_label(text, Label("rating"))
 
 
 @pytest.mark.parametrize(
