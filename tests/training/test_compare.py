@@ -129,11 +129,17 @@ def wait_until(condition, seconds=240):
 
 def children_of(pid):
     """Return the processes that a process has started, its workers among them, as psutil sees them."""
-    return psutil.Process(pid).children(recursive=True)
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def is_running(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_ctrl_c_ends_it_at_once_without_a_trace(tiny_store):
@@ -153,7 +159,14 @@ def test_ctrl_c_ends_it_at_once_without_a_trace(tiny_store):
 
 
 def workers_of(pid):
-    return sum("--multiprocessing-fork" in " ".join(child.cmdline()) for child in children_of(pid))
+    return sum("--multiprocessing-fork" in command_of(child) for child in children_of(pid))
+
+
+def command_of(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return ""
 
 
 def test_two_at_a_time_are_refused(tmp_path):
