@@ -18,6 +18,8 @@ order.
 
 On ml-100k the networks are level with the factorization, not better: test RMSE 0.931 +- 0.002 (article and
 dcn) and 0.931 +- 0.001 (biased MF), biases alone 0.957, the mean 1.154 (5 seeds, 2 cores).
+On made-up ratings (--rows 100k --seeds 3) they lose, to biases alone too: 0.924 +- 0.003 and 0.923 +- 0.004
+against 0.898 (biased MF) and 0.917 (biases). A patience of 3 epochs may be short for them.
 """
 
 import argparse
