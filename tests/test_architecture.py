@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "hashing"},
     {"paths"},
     {"cache", "section"},
-    {"spec"},
+    {"plans", "spec"},
     {"encode", "splits", "layouts"},
     {"digest"},
     {"manifest"},

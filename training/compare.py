@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from featurestore.errors import ArtifactError, SpecError, TrainingError, did_you_mean
-from featurestore.layouts import FLOAT_BYTES, LAYOUTS, TooSmall, make_plan
+from featurestore.layouts import LAYOUTS, make_plan
 from featurestore.options import json_option, snapshot_option, store_option
 from featurestore.output import table_text
 from featurestore.paths import AnyPath, locked, write_whole
+from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.cells import run_cells

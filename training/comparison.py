@@ -15,7 +15,8 @@ import torch
 
 from featurestore.encode import as_text
 from featurestore.errors import SpecError, TrainingError
-from featurestore.layouts import FLOAT_BYTES, Field, make_plan
+from featurestore.layouts import make_plan
+from featurestore.plans import FLOAT_BYTES, Field
 from featurestore.spec import SPLITS, Label, SplitRule
 from featurestore.splits import Splits, bucket_boundaries
 from featurestore.store import FeatureStore

@@ -1,4 +1,4 @@
-"""The embeddings of `featurestore.layouts`: codes (B, F) of values -> float32 (B, F * D).
+"""The embeddings of `featurestore.plans`: codes (B, F) of values -> float32 (B, F * D).
 
 Each module holds one plan. Its parameters are the plan's floats and nothing else; what hashes decide lies in
 buffers. Parameters start uniform in +-`SCALE` unless the class says otherwise.
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featurestore.layouts import DeepHash, Elements, Plan, Products, Projected, Rows, Sums, TensorTrain
+from featurestore.plans import DeepHash, Elements, Plan, Products, Projected, Rows, Sums, TensorTrain
 from training.embeddings import SlotEmbedding, look_up
 
 SCALE = 0.05

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from featurestore.errors import TrainingError
-from featurestore.layouts import FLOAT_BYTES, TooSmall
+from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from training.comparison import CellResult, watched
 

@@ -9,8 +9,6 @@ from featurestore.errors import SpecError
 from featurestore.hashing import default_seed, slot, xxh32
 from featurestore.layouts import (
     LAYOUTS,
-    Field,
-    TooSmall,
     double,
     exact,
     exact_lowdim,
@@ -25,6 +23,7 @@ from featurestore.layouts import (
     unified_narrow,
     unified_small_exact,
 )
+from featurestore.plans import Field, TooSmall
 
 COLOURS = Field("colour", ("red", "green", "blue"))
 IDS = Field("id", tuple(str(number) for number in range(10)))

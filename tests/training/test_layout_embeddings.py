@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from featurestore.layouts import LAYOUTS, Elements, Field, Products, Projected, Rows, Sums, make_plan
+from featurestore.layouts import LAYOUTS, make_plan
+from featurestore.plans import Elements, Field, Products, Projected, Rows, Sums
 from training.layout_embeddings import SCALE, embed
 
 FIELDS = (Field("colour", ("red", "green", "blue")), Field("id", tuple(map(str, range(40)))))

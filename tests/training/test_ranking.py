@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from featurestore.errors import TrainingError
-from featurestore.layouts import TooSmall
+from featurestore.plans import TooSmall
 from featurestore.spec import Label
 from training.comparison import PAPER_LABEL, CellResult
 from training.ranking import check_fair, columns, rows, standings, welch
