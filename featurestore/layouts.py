@@ -18,9 +18,11 @@ bytes each.
 Notation: F features, V_f values of feature f, V their sum, D the width of an embedding, P floats to spend.
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +46,9 @@ from featurestore.plans import (
     signs_of,
     tensor_train_floats,
 )
+
+MOST = 4096
+"""Of lookups, floats of a row or of a block: more would be a slip of the finger."""
 
 
 def unified(fields: Sequence[Field], dim: int, floats: int, *, lookups: int = 1) -> Rows:
@@ -378,20 +383,87 @@ LAYOUTS: Mapping[str, Callable[..., Plan]] = {
 }
 """The layouts by name."""
 
+NEED_NO_VOCABULARY = frozenset(
+    {"unified", "unified_narrow", "hash_embedding", "double", "robe", "hashed_net", "dhe"}
+)
+"""Layouts that find a value's parameters by its hashes alone, those of values never seen as well."""
 
-def make_plan(name: str, fields: Sequence[Field], dim: int, floats: int) -> Plan:
-    """Lay out the values of ``fields`` with at most ``floats`` parameters, as the layout's defaults say.
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout and the parameters that it is not to have its own defaults for."""
+
+    name: str
+    parameters: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return ":".join([self.name, *(f"{key}={value:g}" for key, value in sorted(self.parameters.items()))])
+
+
+def parse_layout(text: str) -> Layout:
+    """Read ``name`` or ``name:parameter=number:...``, as in ``unified_narrow:lookups=6:signs=0``.
+
+    Raises:
+        SpecError: there is no such layout or parameter, or its number is none; with every problem.
+    """
+    name, *words = text.split(":")
+    if name not in LAYOUTS:
+        raise SpecError("layout", [f"unknown layout {name!r}{did_you_mean(name, LAYOUTS)}"])
+    known = _parameters(name)
+    problems, parameters = [], {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in known:
+            problems.append(
+                f"{name} has no parameter {key!r}" + (did_you_mean(key, known) or ": it takes none")
+            )
+            continue
+        try:
+            parameters[key] = _number(value, known[key])
+        except ValueError as error:
+            problems.append(f"{name}: {key} must be {error}, got {value!r}")
+    if problems:
+        raise SpecError("layout", problems)
+    return Layout(name, parameters)
+
+
+def _parameters(name: str) -> dict[str, object]:
+    """Return the types of what a layout takes by keyword."""
+    given = inspect.signature(LAYOUTS[name]).parameters.values()
+    return {each.name: each.annotation for each in given if each.kind is each.KEYWORD_ONLY}
+
+
+def _number(text: str, type_: object) -> float:
+    """Read a parameter; ValueError says what was expected."""
+    if type_ is bool:
+        if text not in ("0", "1"):
+            raise ValueError("0 or 1")
+        return text == "1"
+    if type_ is float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise ValueError("a number of at least 0")
+        return number
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST):
+        raise ValueError(f"a whole number from 1 to {MOST:,}")
+    return int(text)
+
+
+def make_plan(layout: str, fields: Sequence[Field], dim: int, floats: int) -> Plan:
+    """Lay out the values of ``fields`` with at most ``floats`` parameters.
 
     Args:
-        name: one of `LAYOUTS`.
+        layout: as `parse_layout` reads it. Parameters that are not given have the layout's defaults.
         fields: the features, each with at least one value.
         dim: D, the width of an embedding.
         floats: P, parameters to spend, of 4 bytes.
 
     Raises:
-        SpecError: there is no such layout.
+        SpecError: there is no such layout, or a parameter cannot be.
         TooSmall: not even the smallest table of this layout fits.
     """
-    if name not in LAYOUTS:
-        raise SpecError("layout", [f"unknown layout {name!r}{did_you_mean(name, LAYOUTS)}"])
-    return LAYOUTS[name](fields, dim, floats)
+    read = parse_layout(layout)
+    return LAYOUTS[read.name](fields, dim, floats, **read.parameters)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from featurestore.errors import ArtifactError, SpecError, TrainingError, did_you_mean
+from featurestore.errors import ArtifactError, SpecError, TrainingError
 from featurestore.layouts import LAYOUTS, make_plan
 from featurestore.options import json_option, snapshot_option, store_option
 from featurestore.output import table_text
@@ -21,20 +20,22 @@ from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.cells import run_cells
+from training.compare_arguments import read_budgets, read_label, read_layouts, read_widths
 from training.comparison import PAPER_LABEL, VERSION, Cell, CellResult, Coded, Setup, load_coded
 from training.comparison_tracking import ComparisonRecorder, record_comparison
 from training.config import installed
 from training.models import MODELS
 from training.ranking import REFERENCE, Standing, check_fair, columns, rows, standings
+from training.verdicts import PUBLISHED_COLUMNS, beside_published, verdicts
 
 BUDGETS = "1.0x,0.5x,0.1x,0.02x"
-MAX_BYTES = 1 << 40
 
 EPILOG = """\b
 Examples:
   slotstore compare --store store
   slotstore compare --store store --layouts unified,unified_narrow,per_feature --budgets 0.1x,0.02x
   slotstore compare --store store --budgets 8KiB,100000 --seeds 2 --json
+  slotstore compare --store store --layouts robe,unified_narrow:lookups=6:signs=0,unified_narrow
   slotstore compare --store store --label rating                # RMSE of ratings instead of AUC
 
 Layouts: """ + ", ".join(LAYOUTS)
@@ -43,7 +44,11 @@ Layouts: """ + ", ".join(LAYOUTS)
 @click.command("compare", epilog=EPILOG)
 @store_option
 @snapshot_option
-@click.option("--layouts", default=",".join(LAYOUTS), help="Names, separated by commas. Default: all.")
+@click.option(
+    "--layouts",
+    default=",".join(LAYOUTS),
+    help="Names, with parameters as in unified:lookups=2. Default: all.",
+)
 @click.option(
     "--budgets", default=BUDGETS, show_default=True, help="Bytes, or shares of the exact table's: 0.1x."
 )
@@ -53,7 +58,17 @@ Layouts: """ + ", ".join(LAYOUTS)
     help="paper: rating >= 4, the 3s left out. spec: the store's own. rating: RMSE. Or a threshold: 3.5.",
 )  # fmt: skip
 @click.option("--model", type=click.Choice(list(MODELS)), default=Setup.model, show_default=True)
+@click.option("--cross", type=click.IntRange(0, 64), default=Setup.cross, show_default=True, help="Of dcn.")
+@click.option(
+    "--deep",
+    default="192",
+    show_default=True,
+    help="Widths of deep layers: 192,64. Not of article, fm.",
+)
 @click.option("--dim", type=click.IntRange(1, 4096), default=Setup.dim, show_default=True, help="D, floats.")
+@click.option(
+    "--scale", type=float, default=Setup.scale, show_default=True, help="Embeddings start uniform in +-scale."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=Setup.batch_size, show_default=True)
 @click.option("--lr", "learning_rate", type=float, default=Setup.learning_rate, show_default=True)
 @click.option("--weight-decay", type=float, default=Setup.weight_decay, show_default=True)
@@ -71,7 +86,7 @@ Layouts: """ + ", ".join(LAYOUTS)
 @json_option
 def command(
     *, store: AnyPath, snapshot_id: str | None, layouts: str, budgets: str, seeds: int, label_text: str,
-    jobs: int | None, tracking: bool, as_json: bool, **settings: object,
+    deep: str,     jobs: int | None, tracking: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
     """Compare memory layouts at equal bytes: which embedding table is best for your data?
 
@@ -82,8 +97,9 @@ def command(
     if tracking:
         _check_tracking()
     with FeatureStore(store, snapshot_id) as opened:
-        setup = Setup(label=read_label(label_text, opened.spec.label), **settings)  # type: ignore[arg-type]  # click's
-        names = _read_layouts(layouts)
+        label = read_label(label_text, opened.spec.label)
+        setup = Setup(label=label, deep=read_widths(deep), **settings)  # type: ignore[arg-type]  # click's
+        names = read_layouts(layouts)
         coded = load_coded(opened, setup)
         sizes = read_budgets(budgets, coded.values * setup.dim)
         folder = comparison_folder(opened, setup)
@@ -94,16 +110,13 @@ def command(
         record = recorder.add if recorder else _leave
         results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1, record)
         notes, found = check_fair(results), standings(results, setup.label)
-        table = table_text(columns(setup.label), rows(found, misfits))
+        text = _report(found, misfits, notes, setup, coded.values * setup.dim)
         if recorder:
-            recorder.finish(found, table)
+            recorder.finish(found, text)
     if as_json:
-        click.echo(json.dumps(_machine_readable(found, misfits, notes), indent=1))
+        click.echo(json.dumps(_machine_readable(found, misfits, notes, setup.label), indent=1))
         return
-    click.echo(table, nl=False)
-    for note in notes:
-        click.echo(f"note: {note}")
-    click.echo(f"p: Welch's t-test against {REFERENCE}. Cells: {folder}")
+    click.echo(text + f"Cells: {folder}")
 
 
 @contextlib.contextmanager
@@ -146,79 +159,35 @@ def _leave(_: Cell, __: CellResult) -> None:
     """Record nothing."""
 
 
+def _report(
+    found: Sequence[Standing],
+    misfits: Sequence[TooSmall],
+    notes: Sequence[str],
+    setup: Setup,
+    exact_floats: int,
+) -> str:
+    """Return what a person reads: the table, the published figures beside ours, what it comes to."""
+    parts = [table_text(columns(setup.label), rows(found, misfits))]
+    parts.append(f"p: Welch's t-test against {REFERENCE}\n")
+    if setup.label == PAPER_LABEL and (published := beside_published(found, exact_floats)):
+        parts.append("\n" + table_text(PUBLISHED_COLUMNS, published))
+    parts.append("\n" + "".join(f"{verdict}\n" for verdict in verdicts(found, setup.label)))
+    return "".join(parts) + "".join(f"note: {note}\n" for note in notes)
+
+
 def _machine_readable(
-    found: Sequence[Standing], misfits: Sequence[TooSmall], notes: Sequence[str]
+    found: Sequence[Standing], misfits: Sequence[TooSmall], notes: Sequence[str], label: Label
 ) -> dict[str, Any]:
     too_small = [
         {"layout": each.layout, "budget": each.floats * FLOAT_BYTES, "smallest": each.smallest * FLOAT_BYTES}
         for each in misfits
     ]
     return {
-        "standings": [dataclasses.asdict(each) for each in found],
+        "standings": [each.to_dict() for each in found],
         "too_small": too_small,
         "notes": notes,
+        "verdicts": verdicts(found, label),
     }
-
-
-def read_label(text: str, own: Label) -> Label:
-    """Read ``--label``; SpecError where it is none."""
-    named = {"paper": PAPER_LABEL, "spec": own, "rating": Label("rating")}
-    if text in named:
-        return named[text]
-    message = f"unknown label {text!r}: give {', '.join(named)} or a threshold such as 3.5"
-    try:
-        threshold = float(text)
-    except ValueError as error:
-        raise SpecError("--label", [message]) from error
-    if not math.isfinite(threshold):
-        raise SpecError("--label", [message])
-    return Label("rating", threshold)
-
-
-def _read_layouts(text: str) -> list[str]:
-    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
-    problems = [
-        f"unknown layout {name!r}{did_you_mean(name, LAYOUTS)}" for name in names if name not in LAYOUTS
-    ]
-    if problems or not names:
-        raise SpecError("--layouts", problems or ["none given"])
-    return names
-
-
-def read_budgets(text: str, exact_floats: int) -> list[int]:
-    """Return the floats that each budget allows.
-
-    Args:
-        text: numbers separated by commas: ``0.1x`` is a share of the exact table, others are bytes, with KiB
-            or MiB after them or nothing.
-        exact_floats: of the collision-free table.
-
-    Raises:
-        SpecError: with every one that is none, or allows not even a float.
-    """
-    problems, found = [], []
-    for word in filter(None, (word.strip() for word in text.split(","))):
-        try:
-            found.append(_floats(word, exact_floats))
-        except ValueError as error:
-            problems.append(f"budget {word!r}: {error}; give bytes (8KiB, 100000) or a share (0.1x)")
-    if problems or not found:
-        raise SpecError("--budgets", problems or ["none given"])
-    return list(dict.fromkeys(found))
-
-
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B": 1, "": 1}
-
-
-def _floats(word: str, exact_floats: int) -> int:
-    if word.endswith("x"):
-        size = float(word[:-1]) * exact_floats * FLOAT_BYTES
-    else:
-        unit = next(unit for unit in _UNITS if word.endswith(unit))
-        size = float(word.removesuffix(unit)) * _UNITS[unit]
-    if not FLOAT_BYTES <= size <= MAX_BYTES:
-        raise ValueError(f"expected {FLOAT_BYTES} to {MAX_BYTES:,} bytes, got {size:,.0f}")
-    return int(size) // FLOAT_BYTES
 
 
 def comparison_folder(store: FeatureStore, setup: Setup) -> Path:

@@ -20,7 +20,7 @@ from featurestore.plans import FLOAT_BYTES, Field
 from featurestore.spec import SPLITS, Label, SplitRule
 from featurestore.splits import Splits, bucket_boundaries
 from featurestore.store import FeatureStore
-from training.layout_embeddings import LayoutEmbedding, embed
+from training.layout_embeddings import SCALE, LayoutEmbedding, embed
 from training.metrics import Scores
 from training.models import build_network
 from training.objective import objective_for
@@ -40,7 +40,8 @@ class Setup:
     """What all cells of a comparison share.
 
     The defaults are those of an independent replication of Coleman et al. 2023 on ml-1m, save for ``epochs``,
-    a limit that early stopping reaches first.
+    a limit that early stopping reaches first. ``cross`` and ``deep`` are the network's sizes, see
+    `training.models.build_network`; embeddings start uniform in +-``scale``.
 
     Raises:
         SpecError: with every number that cannot work.
@@ -50,7 +51,10 @@ class Setup:
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
     split_seed: int = 0
     model: str = "dcn"
+    cross: int = 1
+    deep: tuple[int, ...] = (192,)
     dim: int = 30
+    scale: float = SCALE
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
@@ -63,6 +67,8 @@ class Setup:
             problems.append(f"--lr must be a number above 0, got {self.learning_rate}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             problems.append(f"--weight-decay must be a number of at least 0, got {self.weight_decay}")
+        if not (self.scale >= 0 and math.isfinite(self.scale)):
+            problems.append(f"--scale must be a number of at least 0, got {self.scale}")
         if problems:
             raise SpecError("compare", problems)
 
@@ -174,7 +180,7 @@ def run_cell(cell: Cell, coded: Coded, setup: Setup) -> CellResult:
     started = time.perf_counter()
     plan = make_plan(cell.layout, coded.fields, setup.dim, cell.floats)
     torch.manual_seed(cell.seed)
-    trial = _Trial(embed(plan), coded, setup)
+    trial = _Trial(embed(plan, setup.scale), coded, setup)
     best, best_epoch, test, curve = None, 0, None, []
     generator = torch.Generator().manual_seed(cell.seed)
     for epoch in range(1, setup.epochs + 1):
@@ -217,7 +223,9 @@ class _Trial:
         self.codes = {split: torch.from_numpy(codes) for split, codes in coded.codes.items()}
         self.labels = {split: torch.from_numpy(labels) for split, labels in coded.labels.items()}
         bias = self.objective.constant(float(self.labels["train"].mean()))
-        self.model = build_network(setup.model, embedding, len(coded.fields), setup.dim, bias)
+        self.model = build_network(
+            setup.model, embedding, len(coded.fields), setup.dim, bias, cross=setup.cross, deep=setup.deep
+        )
         optimizer = torch.optim.Adam(
             self.model.parameters(), setup.learning_rate, weight_decay=setup.weight_decay, fused=True
         )

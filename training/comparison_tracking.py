@@ -107,7 +107,7 @@ class ComparisonRecorder:
         """Record the result of all cells: as text, as JSON, as a plot."""
         client = self._client
         client.log_text(self.run_id, table, "comparison.txt")
-        client.log_dict(self.run_id, [dataclasses.asdict(each) for each in standings], "comparison.json")
+        client.log_dict(self.run_id, [each.to_dict() for each in standings], "comparison.json")
         client.log_figure(self.run_id, pareto(standings, watched(self._setup.label)), "pareto.png")
 
     def end(self, status: str) -> None:

@@ -1,7 +1,7 @@
 """The embeddings of `featurestore.plans`: codes (B, F) of values -> float32 (B, F * D).
 
 Each module holds one plan. Its parameters are the plan's floats and nothing else; what hashes decide lies in
-buffers. Parameters start uniform in +-`SCALE` unless the class says otherwise.
+buffers. Parameters start uniform in +-``scale`` unless the class says otherwise.
 """
 
 import math
@@ -18,6 +18,7 @@ from featurestore.plans import DeepHash, Elements, Plan, Products, Projected, Ro
 from training.embeddings import SlotEmbedding, look_up
 
 SCALE = 0.05
+"""Of initial parameters, unless told otherwise."""
 
 
 class LayoutEmbedding(SlotEmbedding):
@@ -35,16 +36,16 @@ class LayoutEmbedding(SlotEmbedding):
         return [self.get_buffer(f"{name}_{feature}")[codes[:, feature]] for feature in range(codes.shape[1])]
 
 
-def _uniform(*shape: int, scale: float = SCALE) -> nn.Parameter:
+def _uniform(*shape: int, scale: float) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape).uniform_(-scale, scale))
 
 
 class RowsEmbedding(LayoutEmbedding):
     """`Rows`: concatenated rows of ``table`` (num_rows, width)."""
 
-    def __init__(self, plan: Rows) -> None:
+    def __init__(self, plan: Rows, scale: float) -> None:
         super().__init__()
-        self.table = _uniform(plan.num_rows, plan.width)
+        self.table = _uniform(plan.num_rows, plan.width, scale=scale)
         self._keep("slots", plan.slots)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
@@ -59,9 +60,9 @@ class ProjectedEmbedding(LayoutEmbedding):
     Learned projections (k_f * width, D) start uniform in +-1 / sqrt(k_f * width).
     """
 
-    def __init__(self, plan: Projected) -> None:
+    def __init__(self, plan: Projected, scale: float) -> None:
         super().__init__()
-        self.table = _uniform(plan.num_rows, plan.width)
+        self.table = _uniform(plan.num_rows, plan.width, scale=scale)
         self._keep("slots", plan.slots)
         self.has_signs, self.is_learned = plan.signs is not None, plan.projections is None
         if plan.signs is not None:
@@ -92,9 +93,9 @@ class ProjectedEmbedding(LayoutEmbedding):
 class SumsEmbedding(LayoutEmbedding):
     """`Sums`: rows of ``table`` (num_rows, D), added up; ``weights`` (num_weights, k) start at 1."""
 
-    def __init__(self, plan: Sums) -> None:
+    def __init__(self, plan: Sums, scale: float) -> None:
         super().__init__()
-        self.table = _uniform(plan.num_rows, plan.dim)
+        self.table = _uniform(plan.num_rows, plan.dim, scale=scale)
         self._keep("slots", plan.slots)
         self.weights = None
         if plan.weight_slots is not None:
@@ -113,9 +114,9 @@ class SumsEmbedding(LayoutEmbedding):
 class ProductsEmbedding(LayoutEmbedding):
     """`Products`: two rows of ``table`` (num_rows, D), multiplied; those of quotients start around 1."""
 
-    def __init__(self, plan: Products) -> None:
+    def __init__(self, plan: Products, scale: float) -> None:
         super().__init__()
-        self.table = _uniform(plan.num_rows, plan.dim)
+        self.table = _uniform(plan.num_rows, plan.dim, scale=scale)
         quotients = np.unique(np.concatenate([slots[:, 1] for slots in plan.slots]))
         with torch.no_grad():
             self.table[torch.from_numpy(quotients)] += 1
@@ -130,9 +131,9 @@ class ProductsEmbedding(LayoutEmbedding):
 class ElementsEmbedding(LayoutEmbedding):
     """`Elements`: single floats of ``array`` (P, 1)."""
 
-    def __init__(self, plan: Elements) -> None:
+    def __init__(self, plan: Elements, scale: float) -> None:
         super().__init__()
-        self.array = _uniform(plan.floats, 1)
+        self.array = _uniform(plan.floats, 1, scale=scale)
         self._keep("places", plan.places)
         self.has_signs = plan.signs is not None
         if plan.signs is not None:
@@ -147,14 +148,14 @@ class ElementsEmbedding(LayoutEmbedding):
 class TensorTrainEmbedding(LayoutEmbedding):
     """`TensorTrain`: cores (n1, d1 R1), (n2, R1 d2 R2) and (n3, R2 d3).
 
-    They start normal, with the deviation that gives the table's elements that of uniform +-`SCALE`.
+    They start normal, with the deviation that gives the table's elements that of uniform +-``scale``.
     """
 
-    def __init__(self, plan: TensorTrain) -> None:
+    def __init__(self, plan: TensorTrain, scale: float) -> None:
         super().__init__()
         self.plan = plan
         (n1, n2, n3), (d1, d2, d3), (r1, r2) = plan.rows, plan.columns, plan.ranks
-        deviation = (SCALE / math.sqrt(3) / math.sqrt(r1 * r2)) ** (1 / 3)
+        deviation = (scale / math.sqrt(3) / math.sqrt(r1 * r2)) ** (1 / 3)
         shapes = [(n1, d1 * r1), (n2, r1 * d2 * r2), (n3, r2 * d3)]
         self.cores = nn.ParameterList(torch.empty(shape).normal_(std=deviation) for shape in shapes)
         self._keep("slots", plan.slots)
@@ -193,20 +194,25 @@ class DeepHashEmbedding(LayoutEmbedding):
         return look_up(self.layers[2](x), places).flatten(1)
 
 
-def embed(plan: Plan) -> LayoutEmbedding:
-    """Return the embedding of a plan; its parameters are random, by torch's global generator."""
+def embed(plan: Plan, scale: float = SCALE) -> LayoutEmbedding:
+    """Return the embedding of a plan; its parameters are random, by torch's global generator.
+
+    Args:
+        plan: says what there is.
+        scale: parameters start uniform in +-scale, but where a class says otherwise.
+    """
     match plan:
         case Rows():
-            return RowsEmbedding(plan)
+            return RowsEmbedding(plan, scale)
         case Projected():
-            return ProjectedEmbedding(plan)
+            return ProjectedEmbedding(plan, scale)
         case Sums():
-            return SumsEmbedding(plan)
+            return SumsEmbedding(plan, scale)
         case Products():
-            return ProductsEmbedding(plan)
+            return ProductsEmbedding(plan, scale)
         case Elements():
-            return ElementsEmbedding(plan)
+            return ElementsEmbedding(plan, scale)
         case TensorTrain():
-            return TensorTrainEmbedding(plan)
+            return TensorTrainEmbedding(plan, scale)
         case DeepHash():
             return DeepHashEmbedding(plan)

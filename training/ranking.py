@@ -1,9 +1,11 @@
 """Cells of a comparison as a table: means, deviations, and a test of each layout against `unified`."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from featurestore.errors import TrainingError
 from featurestore.plans import FLOAT_BYTES, TooSmall
@@ -27,17 +29,29 @@ class Welch:
 
 @dataclass(frozen=True)
 class Standing:
-    """A layout at a budget, over seeds. ``quality`` and ``loss`` are mean and sample deviation (0 of one)."""
+    """A layout at a budget, over seeds.
+
+    values: the test metric of each seed. quality, loss: mean and sample deviation (0 of one).
+    """
 
     layout: str
     budget: int
     bytes: int
-    seeds: int
+    values: tuple[float, ...]
     quality: tuple[float, float]
     loss: tuple[float, float] | None
     best_epoch: float
     seconds: float
     against: Welch | None
+
+    @property
+    def seeds(self) -> int:
+        """How many trainings."""
+        return len(self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**dataclasses.asdict(self), "seeds": self.seeds}
 
 
 def welch(one: Sequence[float], other: Sequence[float]) -> Welch | None:
@@ -84,7 +98,7 @@ def _standing(cells: Sequence[CellResult], reference: Sequence[CellResult] | Non
         layout=cells[0].layout,
         budget=cells[0].budget,
         bytes=cells[0].bytes,
-        seeds=len(cells),
+        values=tuple(values),
         quality=_mean_and_deviation(values),
         loss=_mean_and_deviation([cell.test[loss] for cell in cells]) if loss else None,
         best_epoch=statistics.fmean(cell.best_epoch for cell in cells),

@@ -9,12 +9,14 @@ from featurestore.errors import SpecError
 from featurestore.hashing import default_seed, slot, xxh32
 from featurestore.layouts import (
     LAYOUTS,
+    NEED_NO_VOCABULARY,
     double,
     exact,
     exact_lowdim,
     hash_embedding,
     hashed_net,
     make_plan,
+    parse_layout,
     per_feature,
     quotient_remainder,
     robe,
@@ -190,6 +192,39 @@ def test_equal_bytes_within_a_percent(name, share):
             make_plan(name, MANY, 30, floats)
         return
     assert make_plan(name, MANY, 30, floats).floats >= 0.99 * floats
+
+
+def test_parameters_of_a_layout_are_read():
+    layout = parse_layout("unified_narrow:signs=0:lookups=6")
+    assert (layout.name, layout.parameters) == ("unified_narrow", {"signs": False, "lookups": 6})
+    assert str(layout) == "unified_narrow:lookups=6:signs=0"
+    plan = make_plan("unified_narrow:lookups=2:width=3", FIELDS, 6, 80)
+    assert (plan.width, plan.slots[0].shape) == (3, (3, 2))
+
+
+def test_wrong_parameters_are_told_all_at_once():
+    with pytest.raises(SpecError) as caught:
+        parse_layout("unified_narrow:lookup=2:width=0:signs=yes:lookups=1.5:lookups=99999")
+    known = ["did you mean 'lookups'", "width must be a whole number from 1", "signs must be 0 or 1"]
+    known += ["lookups must be a whole number"] * 2
+    assert len(caught.value.problems) == 5
+    for problem, part in zip(caught.value.problems, known, strict=True):
+        assert part in problem
+    with pytest.raises(SpecError, match="exact has no parameter 'lookups': it takes none"):
+        parse_layout("exact:lookups=2")
+
+
+def test_those_that_need_no_vocabulary_are_layouts():
+    assert LAYOUTS.keys() > NEED_NO_VOCABULARY
+
+
+@pytest.mark.parametrize("name", sorted(NEED_NO_VOCABULARY))
+def test_hashing_layouts_give_a_value_the_same_whatever_others_there_are(name):
+    """Where there are fewer floats than `hash_embedding` could use for its weights."""
+    alone, together = (make_plan(name, fields, 6, 60) for fields in ((IDS,), (IDS, COLOURS)))
+    for part in ("slots", "places", "codes"):
+        if hasattr(alone, part):
+            assert np.array_equal(getattr(alone, part)[0], getattr(together, part)[0])
 
 
 def test_an_unknown_layout_is_told_the_nearest():

@@ -17,7 +17,8 @@ from featurestore.errors import ArtifactError, SpecError, TrainingError
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.cells import run_cells
-from training.compare import command, comparison_folder, held, plan_cells, read_budgets, read_label
+from training.compare import command, comparison_folder, held, plan_cells
+from training.compare_arguments import read_budgets, read_label, read_layouts, read_widths
 from training.comparison import PAPER_LABEL, Cell, Setup, load_coded, run_cell
 
 SETUP = Setup(dim=4, epochs=2, batch_size=512)
@@ -210,10 +211,41 @@ def test_labels():
             read_label(text, Label("rating"))
 
 
+def test_layouts_with_parameters_have_one_spelling():
+    assert read_layouts("robe, unified_narrow:signs=0:lookups=06,unified_narrow:lookups=6:signs=0") == [
+        "robe",
+        "unified_narrow:lookups=6:signs=0",
+    ]
+
+
+def test_widths():
+    assert read_widths("192, 64") == (192, 64)
+    assert read_widths("") == ()
+    for text in ("192,", "0", "-1", "1e3", "65537"):
+        with pytest.raises(SpecError, match="widths are numbers from 1 to 65536"):
+            read_widths(text)
+
+
+def test_sizes_and_scale_reach_the_cell(coded):
+    """Of a table that starts at 0 a factorization machine learns nothing: its gradient is 0."""
+    setup = dataclasses.replace(SETUP, model="fm", scale=0.0, learning_rate=1e-12)
+    small = run_cell(Cell("unified", 500, 0), coded, setup)
+    assert small.test["auc"] == 0.5
+    wide, narrow = (
+        run_cell(Cell("unified", 500, 0), coded, dataclasses.replace(SETUP, epochs=1, deep=deep))
+        for deep in ((64, 8), (4,))
+    )
+    assert wide.test != narrow.test
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--layouts", "unifed"], "did you mean 'unified'"),
+        (["--layouts", "unified:lookup=2"], "did you mean 'lookups'"),
+        (["--layouts", "unified:lookups=3"], "lookups must divide the width 4, got 3"),
+        (["--scale", "-1"], "--scale must be a number of at least 0"),
+        (["--deep", "wide"], "widths are numbers"),
         (["--budgets", "lots"], "give bytes"),
         (["--budgets", "4B", "--layouts", "exact"], "the smallest that works"),
     ],
