@@ -140,18 +140,22 @@ def unified_narrow(
     floats: int,
     *,
     width: int = 1,
-    lookups: int = 4,
+    lookups: int = 6,
     learned: bool = False,
     signs: bool = True,
+    code: float = 0.05,
 ) -> Projected:
     """One shared table of narrow rows: k lookups a feature, concatenated, and projected to D. No vocabulary.
 
-        embedding(v) = concat over l of sign(v, l) * table[hash(v, seed_f,l) mod M], times A_f (k width, D)
+        embedding(v) = concat over l of sign(v, l) * table[hash(v, seed_f,l) mod M], times A_f (k width, D),
+                       plus code * signs(v)
 
     With ``learned`` the A_f are parameters. Without, they are fixed: signs by a hash of (feature, place,
     column), over sqrt(k width). These cost no bytes, and the network's first layers, which are linear, can
     turn them as they need. ``signs`` keep two values that share a row from pulling it the same way (count
     sketch: M. Charikar, K. Chen, M. Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002).
+    signs(v) are D more of them, the same for every table size and never learned: by them the network tells
+    values apart that share rows. ``code`` is about as large as what a table starts with.
     Parameters: M width, and F k width D where the projections are learned.
     """
     projections = len(fields) * lookups * width * dim if learned else 0
@@ -162,16 +166,18 @@ def unified_narrow(
         rows,
         width,
         dim,
-        tuple(field.slots(lookups, rows) for field in fields),
-        tuple(field.signs(lookups) for field in fields) if signs else None,
-        None if learned else tuple(_fixed_projection(field.name, lookups * width, dim) for field in fields),
+        slots=tuple(field.slots(lookups, rows) for field in fields),
+        signs=tuple(field.signs(lookups) for field in fields) if signs else None,
+        projections=None if learned else _fixed_projections(fields, lookups * width, dim),
+        codes=tuple(np.float32(code) * field.signs(dim, "/code") for field in fields) if code else None,
     )
 
 
-def _fixed_projection(feature: str, inputs: int, dim: int) -> Floats:
+def _fixed_projections(fields: Sequence[Field], inputs: int, dim: int) -> tuple[Floats, ...]:
     places = pa.array([f"{place}/{column}" for place in range(inputs) for column in range(dim)])
-    hashes = hash_values(places, [default_seed(f"{feature}/projection", 0)])
-    return (signs_of(hashes).reshape(inputs, dim) / np.float32(math.sqrt(inputs))).astype(np.float32)
+    seeds = [default_seed(f"{field.name}/projection", 0) for field in fields]
+    size = np.float32(math.sqrt(inputs))
+    return tuple(signs_of(hashes).reshape(inputs, dim) / size for hashes in hash_values(places, seeds))
 
 
 def double(fields: Sequence[Field], dim: int, floats: int, *, lookups: int = 2) -> Sums:

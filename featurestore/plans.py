@@ -44,9 +44,9 @@ class Field:
         """Return each value's rows in a table of so many, int32 (V_f, lookups)."""
         return slots_of(self.hashes(lookups), rows)
 
-    def signs(self, lookups: int) -> Floats:
-        """Return -1 or 1 for each value and lookup, float32 (V_f, lookups), by a hash of its own."""
-        return signs_of(self.hashes(lookups, "/sign"))
+    def signs(self, lookups: int, purpose: str = "/sign") -> Floats:
+        """Return -1 or 1 for each value and lookup, float32 (V_f, lookups), by hashes of their own."""
+        return signs_of(self.hashes(lookups, purpose))
 
 
 def signs_of(hashes: npt.NDArray[np.uint32]) -> Floats:
@@ -86,10 +86,11 @@ class Rows:
 class Projected:
     """Narrow rows, concatenated and projected.
 
-        embedding(v) = concat over l of sign_f[v, l] * table[slots_f[v, l]], times A_f
+        embedding(v) = concat over l of sign_f[v, l] * table[slots_f[v, l]], times A_f, plus codes_f[v]
 
-    slots: for each feature int (V_f, k_f). signs: float32 of the same shapes, or None for ones.
-    projections: the A_f, float32 (k_f * width, dim), where a hash fixes them; None where they are learned.
+    slots: for each feature int (V_f, k_f). signs: float32 of the same shapes, 0 where a value has fewer rows
+    than others, or None for ones. projections: the A_f, float32 (k_f * width, dim), where a hash fixes them;
+    None where they are learned. codes: float32 (V_f, dim), which nobody learns; None for zeros.
     """
 
     num_rows: int
@@ -98,6 +99,7 @@ class Projected:
     slots: tuple[Integers, ...]
     signs: tuple[Floats, ...] | None = None
     projections: tuple[Floats, ...] | None = None
+    codes: tuple[Floats, ...] | None = None
 
     @property
     def floats(self) -> int:

@@ -31,7 +31,7 @@ PAPER_LABEL = Label("rating", 4.0, (3.0,))
 
 EVALUATION_ROWS = 65_536
 
-VERSION = 1
+VERSION = 2
 """To be raised with every change that gives a cell other numbers: those of an older version are not kept."""
 
 

@@ -55,7 +55,7 @@ class RowsEmbedding(LayoutEmbedding):
 
 
 class ProjectedEmbedding(LayoutEmbedding):
-    """`Projected`: rows of ``table`` (num_rows, width), times the feature's projection.
+    """`Projected`: rows of ``table`` (num_rows, width), times the feature's projection, and its code.
 
     Learned projections (k_f * width, D) start uniform in +-1 / sqrt(k_f * width).
     """
@@ -67,6 +67,9 @@ class ProjectedEmbedding(LayoutEmbedding):
         self.has_signs, self.is_learned = plan.signs is not None, plan.projections is None
         if plan.signs is not None:
             self._keep("signs", plan.signs)
+        self.has_codes = plan.codes is not None
+        if plan.codes is not None:
+            self._keep("code", plan.codes)
         inputs = [slots.shape[1] * plan.width for slots in plan.slots]
         if plan.projections is None:
             made = [_uniform(size, plan.dim, scale=1 / math.sqrt(size)) for size in inputs]
@@ -75,13 +78,14 @@ class ProjectedEmbedding(LayoutEmbedding):
             self._keep("projection", plan.projections)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Look up, sign, concatenate and project, feature by feature."""
+        """Look up, sign, concatenate and project, feature by feature, and add the codes."""
         slots = self._of("slots", codes)
         rows = look_up(self.table, torch.cat(slots, 1))  # (B, sum of k_f, width)
         if self.has_signs:
             rows = rows * torch.cat(self._of("signs", codes), 1)[:, :, None]
         parts = torch.split(rows, [each.shape[1] for each in slots], 1)
-        return torch.cat([part.flatten(1) @ self._projection(f) for f, part in enumerate(parts)], 1)
+        embedded = torch.cat([part.flatten(1) @ self._projection(f) for f, part in enumerate(parts)], 1)
+        return embedded + torch.cat(self._of("code", codes), 1) if self.has_codes else embedded
 
     def _projection(self, feature: int) -> torch.Tensor:
         if self.is_learned:

@@ -105,6 +105,12 @@ def test_narrow_rows_cost_no_floats_but_the_table_and_learned_projections():
     assert plan.signs[1][3, 2] == 1 - 2 * (xxh32("3", default_seed("id/sign", 2)) & 1)
     assert plan.projections[0].shape == (6, 6)
     assert np.allclose(np.abs(plan.projections[0]), 1 / np.sqrt(6))
+    sign = 1 - 2 * (xxh32("2/4", default_seed("colour/projection", 0)) & 1)
+    assert np.sign(plan.projections[0][2, 4]) == sign
+    assert plan.codes[0].shape == (3, 6)
+    assert np.allclose(np.abs(plan.codes[0]), 0.05)
+    assert np.sign(plan.codes[0][1, 4]) == 1 - 2 * (xxh32("green", default_seed("colour/code", 4)) & 1)
+    assert unified_narrow(FIELDS, 6, 100, code=0).codes is None
     learned = unified_narrow(FIELDS, 6, 100, width=2, lookups=3, learned=True)
     assert (learned.num_rows, learned.floats) == (14, 100)  # 100 - 2 * 3 * 2 * 6 = 28
     with pytest.raises(TooSmall, match="296 bytes"):

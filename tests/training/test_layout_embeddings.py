@@ -1,5 +1,7 @@
 """Embeddings of layouts: their numbers by hand, their bytes, their gradients."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,10 @@ def test_narrow_rows_are_signed_and_projected():
     set_table(module, [[1], [2], [3]])
     # (1, -3) @ A_0 = (1 - 30, -300); (2, 1) @ A_1 = (3, 1)
     assert module(torch.tensor([[0, 0]])).tolist() == [[-29, -300, 3, 1]]
+    coded = dataclasses.replace(plan, codes=(np.array([[0.5, 0.25]]), np.array([[-1.0, 1.0]])))
+    module = embed(coded)
+    set_table(module, [[1], [2], [3]])
+    assert module(torch.tensor([[0, 0]])).tolist() == [[-28.5, -299.75, 2, 2]]
 
 
 def test_learned_projections():
