@@ -4,7 +4,7 @@
 equal bytes, without another ingestion: all are functions of the vocabulary, and of the values' hashes.
 
     unified, per_feature, exact, unified_small_exact   rows of a table                          `Rows`
-    unified_narrow, exact_lowdim                       narrow rows and a projection a feature   `Projected`
+    unified_narrow, exact_lowdim, mixed_dim            narrow rows and a projection a feature   `Projected`
     double, hash_embedding                             sums of rows, weighted or not            `Sums`
     quotient_remainder                                 products of two rows                     `Products`
     robe, hashed_net                                   single floats of one array               `Elements`
@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.errors import SpecError, did_you_mean
@@ -132,6 +133,80 @@ def exact_lowdim(fields: Sequence[Field], dim: int, floats: int) -> Projected:
         for field, start, d in zip(fields, _starts(sizes), dims, strict=True)
     )
     return Projected(sum(sizes), 1, dim, slots)
+
+
+def mixed_dim(
+    fields: Sequence[Field],
+    dim: int,
+    floats: int,
+    *,
+    alpha: float = 0.5,
+    most: int | None = None,
+    tail: float = 0.05,
+    lookups: int = 2,
+) -> Projected:
+    """Floats of its own for a value as its count deserves; values that get none hash into a shared tail.
+
+        d(v) = min(most, floor(t count(v)^alpha)), t as large as (1 - tail) P floats allow
+        embedding(v) = concat of its d(v) floats, times A_f (d, D)
+
+    After A. Ginart et al. (see `exact_lowdim`), whose dimensions follow popularity, by blocks of values. A
+    value with d(v) = 0, as any that was never seen, has k floats of the tail, each with a sign and over
+    sqrt(k). The A_f are fixed signs, as in `unified_narrow`, and cost no bytes. most is D unless given.
+    Parameters: P.
+    """
+    if tail > 1:
+        raise SpecError("layout mixed_dim", [f"tail must be a share of at most 1, got {tail:g}"])
+    sizes = [len(field) for field in fields]
+    counts = np.concatenate([field.counts or np.ones(len(field)) for field in fields]).astype(np.float64)
+    dims = _dims_by_count(counts**alpha, min(most or dim, dim), int((1 - tail) * floats))
+    first, own = np.cumsum(dims) - dims, int(dims.sum())
+    widest = max(lookups, int(dims.max()))
+    cuts = np.cumsum(sizes)[:-1]
+    parts = [
+        _own_or_hashed(field, part, start, own, floats - own, lookups, widest)
+        for field, part, start in zip(fields, np.split(dims, cuts), np.split(first, cuts), strict=True)
+    ]
+    projections = tuple(
+        each * np.float32(math.sqrt(widest)) for each in _fixed_projections(fields, widest, dim)
+    )
+    return Projected(floats, 1, dim, tuple(s for s, _ in parts), tuple(g for _, g in parts), projections)
+
+
+def _dims_by_count(weights: npt.NDArray[np.float64], most: int, floats: int) -> npt.NDArray[np.int64]:
+    """Return min(most, floor(t weight)) for the largest t whose sum is not over ``floats``."""
+
+    def dims(t: float) -> npt.NDArray[np.int64]:
+        return np.minimum(most, np.floor(t * weights)).astype(np.int64)
+
+    low, high = 0.0, (most + 1) / max(float(weights.min()), 1e-9)
+    if dims(high).sum() <= floats:
+        return dims(high)
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (middle, high) if dims(middle).sum() <= floats else (low, middle)
+    return dims(low)
+
+
+def _own_or_hashed(
+    field: Field,
+    dims: Integers,
+    first: Integers,
+    own: int,
+    tail: int,
+    lookups: int,
+    widest: int,
+) -> tuple[Integers, Floats]:
+    """Return slots and signs of `mixed_dim`, (V_f, widest); signs are 0 where a value has no more floats."""
+    place = np.arange(widest)
+    has = place < dims[:, None]
+    slots = np.where(has, first[:, None] + place, 0)
+    signs = has.astype(np.float32)
+    hashed = dims == 0
+    if hashed.any():
+        slots[hashed, :lookups] = own + field.slots(lookups, tail)[hashed]
+        signs[hashed, :lookups] = field.signs(lookups)[hashed] / np.float32(math.sqrt(lookups))
+    return slots, signs
 
 
 def unified_narrow(
@@ -378,6 +453,7 @@ LAYOUTS: Mapping[str, Callable[..., Plan]] = {
         per_feature,
         exact,
         exact_lowdim,
+        mixed_dim,
         hash_embedding,
         double,
         quotient_remainder,

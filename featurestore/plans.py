@@ -24,10 +24,14 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Field:
-    """A feature and its distinct values, in the order of their codes 0..V_f-1."""
+    """A feature and its distinct values, in the order of their codes 0..V_f-1.
+
+    counts: how many examples have each; None where nobody counted, which is as if all had the same.
+    """
 
     name: str
     values: tuple[str, ...]
+    counts: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.values)

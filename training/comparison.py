@@ -135,7 +135,7 @@ def load_coded(store: FeatureStore, setup: Setup) -> Coded:
     """
     rule = SplitRule("random", setup.fractions, seed=setup.split_seed)
     splits = Splits(rule, setup.label, bucket_boundaries(rule), {})
-    fields = tuple(Field(feature.name, _values(store, feature.name)) for feature in store.spec.features)
+    fields = tuple(_field(store, feature.name) for feature in store.spec.features)
     columns = list(dict.fromkeys(feature.column for feature in store.spec.features))
     codes, labels = {}, {}
     for split in SPLITS:
@@ -151,9 +151,10 @@ def load_coded(store: FeatureStore, setup: Setup) -> Coded:
     return Coded(fields, codes, labels)
 
 
-def _values(store: FeatureStore, feature: str) -> tuple[str, ...]:
-    query = "SELECT value FROM vocabulary WHERE feature = $1 ORDER BY count DESC, value"
-    return tuple(store.sql(query, [feature])["value"].to_pylist())
+def _field(store: FeatureStore, feature: str) -> Field:
+    query = "SELECT value, count FROM vocabulary WHERE feature = $1 ORDER BY count DESC, value"
+    found = store.sql(query, [feature])
+    return Field(feature, tuple(found["value"].to_pylist()), tuple(found["count"].to_pylist()))
 
 
 def _codes(column: pa.ChunkedArray, field: Field) -> npt.NDArray[np.int32]:

@@ -16,6 +16,7 @@ from featurestore.layouts import (
     hash_embedding,
     hashed_net,
     make_plan,
+    mixed_dim,
     parse_layout,
     per_feature,
     quotient_remainder,
@@ -115,6 +116,42 @@ def test_narrow_rows_cost_no_floats_but_the_table_and_learned_projections():
     assert (learned.num_rows, learned.floats) == (14, 100)  # 100 - 2 * 3 * 2 * 6 = 28
     with pytest.raises(TooSmall, match="296 bytes"):
         unified_narrow(FIELDS, 6, 73, width=2, lookups=3, learned=True)
+
+
+def test_mixed_dimensions_follow_the_counts():
+    """16 and 4 and 1 examples with alpha 1/2: t is 1, for 9 floats of which a fifth is the tail's."""
+    field = Field("colour", ("red", "green", "blue"), (16, 4, 1))
+    plan = mixed_dim([field], 6, 9, tail=0.2)
+    assert plan.floats == 9
+    assert plan.slots[0].tolist() == [[0, 1, 2, 3], [4, 5, 0, 0], [6, 0, 0, 0]]
+    assert plan.signs[0].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]
+    assert np.abs(plan.projections[0]).tolist() == np.ones((4, 6)).tolist()
+
+
+def test_mixed_dimensions_leave_rare_values_to_the_tail():
+    """With t just below 1, six floats are 3 + 2, and the third value has two lookups in the other three."""
+    field = Field("colour", ("red", "green", "blue"), (16, 5, 1))
+    plan = mixed_dim([field], 6, 8, tail=0.25)
+    assert plan.slots[0][:2].tolist() == [[0, 1, 2], [3, 4, 0]]
+    assert plan.slots[0][2, :2].tolist() == [5 + slot("blue", default_seed("colour", k), 3) for k in (0, 1)]
+    assert np.allclose(np.abs(plan.signs[0][2]), [0.5**0.5, 0.5**0.5, 0])
+    with pytest.raises(SpecError, match="tail must be a share of at most 1, got 2"):
+        mixed_dim([field], 6, 8, tail=2.0)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=30), st.integers(1, 500), st.integers(1, 6))
+def test_mixed_dimensions_keep_within_their_floats_and_the_order_of_the_counts(counts, floats, most):
+    field = Field("f", tuple(map(str, range(len(counts)))), tuple(counts))
+    plan = mixed_dim([field], 6, floats, most=most)
+    assert plan.slots[0].max() < plan.floats == floats
+    own = np.where(np.isclose(plan.signs[0], 1), plan.slots[0], -1)
+    taken = own[own >= 0]
+    dims = (own >= 0).sum(1)
+    if plan.signs[0].min() >= 0 and not np.isclose(plan.signs[0], 0.5**0.5).any():  # all have their own
+        assert len(set(taken.tolist())) == len(taken)
+    assert dims.max() <= most
+    order = np.argsort(counts)
+    assert (np.diff(dims[order]) >= 0).all()
 
 
 def test_sums():
