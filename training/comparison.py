@@ -181,7 +181,7 @@ def run_cell(cell: Cell, coded: Coded, setup: Setup) -> CellResult:
     started = time.perf_counter()
     plan = make_plan(cell.layout, coded.fields, setup.dim, cell.floats)
     torch.manual_seed(cell.seed)
-    trial = _Trial(embed(plan, setup.scale), coded, setup)
+    trial = Trial(embed(plan, setup.scale), coded, setup)
     best, best_epoch, test, curve = None, 0, None, []
     generator = torch.Generator().manual_seed(cell.seed)
     for epoch in range(1, setup.epochs + 1):
@@ -216,7 +216,7 @@ def _better(one: float, other: float, label: Label) -> bool:
     return one > other if label.is_binary else one < other
 
 
-class _Trial:
+class Trial:
     """A network over one layout's embedding, trained on coded rows."""
 
     def __init__(self, embedding: LayoutEmbedding, coded: Coded, setup: Setup) -> None:
