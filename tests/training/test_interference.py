@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import io
+import json
 import math
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.nn import functional
 
 from featurestore.layouts import make_plan
 from featurestore.plans import Field, Products, Projected, Rows, Sums
+from featurestore.spec import Label
 from training.comparison import Coded, Setup
 from training.interference import (
     collision_scores,
@@ -26,6 +29,7 @@ from training.interference import (
     row_directions,
     value_collisions,
 )
+from training.interference_figures import figures
 from training.layout_embeddings import embed
 from training.measures import CollisionScores, Readouts, RowLoads, random_degrees
 from training.models import build_network
@@ -413,3 +417,25 @@ def test_other_plans_cannot_be_measured(layout):
     plan = make_plan(layout, FIELDS, 6, 20 * 6)
     assert not is_measurable(plan)
     assert measure(network_of(plan), plan, coded_of(FIELDS), Setup(dim=6)) is None
+
+
+@pytest.mark.parametrize("layout", ["unified", "unified_narrow", "exact", "double", "quotient_remainder"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_measures_are_plain_and_drawn(layout, binary):
+    plan = make_plan(layout, FIELDS, 6, 10_000 if layout == "exact" else FLOATS)
+    setup = Setup(Label("rating", 4.0) if binary else Label("rating"), dim=6, batch_size=64)
+    found = measure(network_of(plan), plan, coded_of(FIELDS, binary=binary), setup)
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain == found.to_dict()
+    assert ("log_loss" if binary else "rmse") in next(
+        kind for kind in plain["collisions"]["id"].values() if kind["examples"]
+    )
+    drawn = figures(found)
+    assert list(drawn) == ["gradient_shares", "readout_angles", "norms_and_load", "collided_and_clean"]
+    is_aligned = layout not in ("unified_narrow", "quotient_remainder")
+    assert len(drawn["gradient_shares"].axes) == (3 if is_aligned else 2)
+    for figure in drawn.values():
+        figure.savefig(buffer := io.BytesIO(), format="png", dpi=30)
+        assert buffer.getvalue().startswith(b"\x89PNG")
+    bars = drawn["gradient_shares"].axes[0].patches
+    assert sum(bar.get_width() for bar in bars) == pytest.approx(2)  # one of each feature
