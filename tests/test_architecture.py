@@ -135,9 +135,10 @@ def test_only_database_imports_duckdb():
     assert {found.importer for found in imports() if found.top == "duckdb"} == {"featurestore.database"}
 
 
-def test_only_tracking_imports_mlflow_and_only_when_it_tracks():
+def test_only_tracking_and_figures_import_mlflow_and_matplotlib_and_only_when_used():
     users = [found for found in imports() if found.top in ("mlflow", "matplotlib")]
-    assert {found.importer for found in users} <= {"training.tracking", "training.comparison_tracking"}
+    allowed = {"training.tracking", "training.comparison_tracking", "training.interference_figures"}
+    assert {found.importer for found in users} <= allowed
     assert said(found for found in users if not (found.lazy or found.typing)) == []
 
 
