@@ -23,7 +23,7 @@ COMMANDS = {
     "snapshots": ("featurestore.snapshots_command:snapshots", "List, verify, compare and remove snapshots."),
     "cache": ("featurestore.cache_command:command", "Show or remove the copies that trainings have made."),
     "train": ("training.train:command", "Train a model on a snapshot."),
-    "compare": ("training.compare:command", "Compare memory layouts at equal bytes."),
+    "compare": ("training.comparison.command:command", "Compare memory layouts at equal bytes."),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }
 EXTRAS = {"apache_beam": "ingest", "mlflow": "track", "matplotlib": "track"}

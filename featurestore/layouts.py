@@ -197,14 +197,19 @@ def _own_or_hashed(
     lookups: int,
     widest: int,
 ) -> tuple[Integers, Floats]:
-    """Return slots and signs of `mixed_dim`, (V_f, widest); signs are 0 where a value has no more floats."""
+    """Return slots and signs of `mixed_dim`, (V_f, widest); signs are 0 where a value has no more floats.
+
+    The slot there is the value's first once more, so that nobody takes it for one that shares a row.
+    """
     place = np.arange(widest)
     has = place < dims[:, None]
-    slots = np.where(has, first[:, None] + place, 0)
+    slots = first[:, None] + np.where(has, place, 0)
     signs = has.astype(np.float32)
     hashed = dims == 0
     if hashed.any():
-        slots[hashed, :lookups] = own + field.slots(lookups, tail)[hashed]
+        found = own + field.slots(lookups, tail)[hashed]
+        slots[hashed] = found[:, :1]
+        slots[hashed, :lookups] = found
         signs[hashed, :lookups] = field.signs(lookups)[hashed] / np.float32(math.sqrt(lookups))
     return slots, signs
 

@@ -137,7 +137,7 @@ def test_only_database_imports_duckdb():
 
 def test_only_tracking_and_figures_import_mlflow_and_matplotlib_and_only_when_used():
     users = [found for found in imports() if found.top in ("mlflow", "matplotlib")]
-    allowed = {"training.tracking", "training.comparison_tracking", "training.interference_figures"}
+    allowed = {"training.tracking", "training.comparison.tracking", "training.comparison.figures"}
     assert {found.importer for found in users} <= allowed
     assert said(found for found in users if not (found.lazy or found.typing)) == []
 

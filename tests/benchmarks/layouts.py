@@ -27,8 +27,10 @@ from torch import nn
 
 from featurestore.layouts import LAYOUTS, make_plan
 from featurestore.plans import TooSmall
-from training.compare_arguments import read_budgets
-from training.comparison import Setup, Trial, load_coded
+from training.comparison.arguments import read_budgets
+from training.comparison.cell import Trial
+from training.comparison.data import load_coded
+from training.comparison.setup import Setup
 from training.layout_embeddings import embed
 
 STEPS = 60

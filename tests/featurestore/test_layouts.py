@@ -123,7 +123,7 @@ def test_mixed_dimensions_follow_the_counts():
     field = Field("colour", ("red", "green", "blue"), (16, 4, 1))
     plan = mixed_dim([field], 6, 9, tail=0.2)
     assert plan.floats == 9
-    assert plan.slots[0].tolist() == [[0, 1, 2, 3], [4, 5, 0, 0], [6, 0, 0, 0]]
+    assert plan.slots[0].tolist() == [[0, 1, 2, 3], [4, 5, 4, 4], [6, 6, 6, 6]]
     assert plan.signs[0].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]
     assert np.abs(plan.projections[0]).tolist() == np.ones((4, 6)).tolist()
 
@@ -132,8 +132,9 @@ def test_mixed_dimensions_leave_rare_values_to_the_tail():
     """With t just below 1, six floats are 3 + 2, and the third value has two lookups in the other three."""
     field = Field("colour", ("red", "green", "blue"), (16, 5, 1))
     plan = mixed_dim([field], 6, 8, tail=0.25)
-    assert plan.slots[0][:2].tolist() == [[0, 1, 2], [3, 4, 0]]
-    assert plan.slots[0][2, :2].tolist() == [5 + slot("blue", default_seed("colour", k), 3) for k in (0, 1)]
+    assert plan.slots[0][:2].tolist() == [[0, 1, 2], [3, 4, 3]]
+    tail = [5 + slot("blue", default_seed("colour", k), 3) for k in (0, 1)]
+    assert plan.slots[0][2].tolist() == [*tail, tail[0]]
     assert np.allclose(np.abs(plan.signs[0][2]), [0.5**0.5, 0.5**0.5, 0])
     with pytest.raises(SpecError, match="tail must be a share of at most 1, got 2"):
         mixed_dim([field], 6, 8, tail=2.0)

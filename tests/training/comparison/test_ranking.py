@@ -6,8 +6,8 @@ from scipy import stats
 from featurestore.errors import TrainingError
 from featurestore.plans import TooSmall
 from featurestore.spec import Label
-from training.comparison import PAPER_LABEL, CellResult
-from training.ranking import check_fair, columns, rows, standings, welch
+from training.comparison.ranking import check_fair, columns, rows, standings, welch
+from training.comparison.setup import PAPER_LABEL, CellResult
 
 
 def result(layout, seed, auc, budget=1000, used=1000):

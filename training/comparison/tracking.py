@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import TrainingError
-from training.comparison import Cell, CellResult, Setup, watched
-from training.ranking import Standing
+from training.comparison.pool import figures_folder
+from training.comparison.ranking import Standing
+from training.comparison.setup import Cell, CellResult, Setup, watched
 from training.tracking import experiment_of, quieten, tracking_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PARENT, _COMPARISON, _CELL = "mlflow.parentRunId", "comparison", "cell"
+_PARENT, _COMPARISON, _CELL, _EXPLAINED = "mlflow.parentRunId", "comparison", "cell", "explained"
 
 
 @contextlib.contextmanager
@@ -38,9 +39,7 @@ def record_comparison(folder: Path, setup: Setup) -> Iterator["ComparisonRecorde
     store = folder.parents[1]
     try:
         with tracking_at(store):
-            recorder = ComparisonRecorder(
-                mlflow.MlflowClient(), experiment_of(store, None), folder.name, setup
-            )
+            recorder = ComparisonRecorder(mlflow.MlflowClient(), experiment_of(store, None), folder, setup)
             try:
                 yield recorder
             except BaseException as error:
@@ -54,17 +53,20 @@ def record_comparison(folder: Path, setup: Setup) -> Iterator["ComparisonRecorde
 class ComparisonRecorder:
     """Records cells, each once however often a comparison is gone on with."""
 
-    def __init__(self, client: Any, experiment: str, digest: str, setup: Setup) -> None:  # noqa: ANN401  # MlflowClient
+    def __init__(self, client: Any, experiment: str, folder: Path, setup: Setup) -> None:  # noqa: ANN401  # MlflowClient
         self._client, self._setup = client, setup
-        self.run_id = os.environ.get("MLFLOW_RUN_ID") or self._known(experiment, digest)
+        self.run_id = os.environ.get("MLFLOW_RUN_ID") or self._known(experiment, folder.name)
         if self.run_id is None:
-            tags = {_COMPARISON: digest}
-            self.run_id = client.create_run(experiment, tags=tags, run_name=f"compare-{digest}").info.run_id
+            tags, name = {_COMPARISON: folder.name}, f"compare-{folder.name}"
+            self.run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
         self._experiment = client.get_run(self.run_id).info.experiment_id
         client.update_run(self.run_id, "RUNNING")
         for name, value in dataclasses.asdict(setup).items():
             client.log_param(self.run_id, f"compare_{name}", value)
-        self._done = {run.data.tags[_CELL] for run in self._search(f"tags.`{_PARENT}` = '{self.run_id}'")}
+        self._folder = folder
+        known = self._search(f"tags.`{_PARENT}` = '{self.run_id}'")
+        self._runs = {run.data.tags[_CELL]: run.info.run_id for run in known}
+        self._explained = {run.data.tags[_CELL] for run in known if _EXPLAINED in run.data.tags}
 
     def _known(self, experiment: str, digest: str) -> str | None:
         self._experiment = experiment
@@ -83,13 +85,23 @@ class ComparisonRecorder:
                 return runs
 
     def add(self, cell: Cell, result: CellResult) -> None:
-        """Record a cell as a run below that of the comparison."""
+        """Record a cell as a run below that of the comparison, and its measures where it has some."""
+        if cell.name not in self._runs:
+            self._runs[cell.name] = self._add_run(cell, result)
+        if result.measures and cell.name not in self._explained:
+            run_id = self._runs[cell.name]
+            self._client.log_dict(run_id, dict(result.measures), "measures.json")
+            drawn = figures_folder(self._folder, cell)
+            if drawn.is_dir():
+                self._client.log_artifacts(run_id, str(drawn), "figures")
+            self._client.set_tag(run_id, _EXPLAINED, "yes")
+            self._explained.add(cell.name)
+
+    def _add_run(self, cell: Cell, result: CellResult) -> str:
         from mlflow.entities import Metric, Param
 
-        if cell.name in self._done:
-            return
         tags = {_PARENT: self.run_id, _CELL: cell.name}
-        run_id = self._client.create_run(self._experiment, tags=tags, run_name=cell.name).info.run_id
+        run_id: str = self._client.create_run(self._experiment, tags=tags, run_name=cell.name).info.run_id
         now, quality = int(time.time() * 1000), watched(self._setup.label)
         values = {f"test_{name}": value for name, value in result.test.items()}
         values |= {"bytes": result.bytes, "seconds": result.seconds, "best_epoch": result.best_epoch}
@@ -101,7 +113,7 @@ class ComparisonRecorder:
         params = [Param(name, str(value)) for name, value in settings.items()]
         self._client.log_batch(run_id, metrics[:1000], params)  # MLflow takes no more at a time
         self._client.set_terminated(run_id)
-        self._done.add(cell.name)
+        return run_id
 
     def finish(self, standings: Sequence[Standing], table: str) -> None:
         """Record the result of all cells: as text, as JSON, as a plot."""

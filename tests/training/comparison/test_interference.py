@@ -17,8 +17,9 @@ from torch.nn import functional
 from featurestore.layouts import make_plan
 from featurestore.plans import Field, Products, Projected, Rows, Sums
 from featurestore.spec import Label
-from training.comparison import Coded, Setup
-from training.interference import (
+from training.comparison.data import Coded
+from training.comparison.figures import figures
+from training.comparison.interference import (
     collision_scores,
     count_traffic,
     find_places,
@@ -29,9 +30,9 @@ from training.interference import (
     row_directions,
     value_collisions,
 )
-from training.interference_figures import figures
+from training.comparison.measures import CollisionScores, Readouts, RowLoads, random_degrees
+from training.comparison.setup import Setup
 from training.layout_embeddings import embed
-from training.measures import CollisionScores, Readouts, RowLoads, random_degrees
 from training.models import build_network
 from training.networks import Network
 from training.objective import BINARY
@@ -180,7 +181,8 @@ def random_plan(kind, rng):
         return Products(rows, 6, slots)
     signs = tuple(rng.choice([-1.0, 1.0], size=each.shape).astype(np.float32) for each in slots)
     fixed = tuple(rng.normal(size=(2 * lookups, 6)).astype(np.float32) for _ in SIZES)
-    return Projected(rows, 2, 6, slots, signs, fixed if kind == "projected" else None)
+    codes = tuple(rng.normal(size=(size, 6)).astype(np.float32) for size in SIZES)
+    return Projected(rows, 2, 6, slots, signs, *((fixed, codes) if kind == "projected" else ()))
 
 
 @settings(max_examples=60, deadline=None)

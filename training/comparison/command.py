@@ -19,14 +19,16 @@ from featurestore.paths import AnyPath, locked, write_whole
 from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
-from training.cells import run_cells
-from training.compare_arguments import read_budgets, read_label, read_layouts, read_widths
-from training.comparison import PAPER_LABEL, VERSION, Cell, CellResult, Coded, Setup, load_coded
-from training.comparison_tracking import ComparisonRecorder, record_comparison
+from training.comparison.arguments import read_budgets, read_label, read_layouts, read_widths
+from training.comparison.data import Coded, load_coded
+from training.comparison.explained import EXPLAINED_COLUMNS, LEGEND, explained_rows
+from training.comparison.pool import run_cells
+from training.comparison.ranking import REFERENCE, Standing, check_fair, columns, rows, standings
+from training.comparison.setup import PAPER_LABEL, VERSION, Cell, CellResult, Setup
+from training.comparison.tracking import ComparisonRecorder, record_comparison
+from training.comparison.verdicts import PUBLISHED_COLUMNS, beside_published, verdicts
 from training.config import installed
 from training.models import MODELS
-from training.ranking import REFERENCE, Standing, check_fair, columns, rows, standings
-from training.verdicts import PUBLISHED_COLUMNS, beside_published, verdicts
 
 BUDGETS = "1.0x,0.5x,0.1x,0.02x"
 
@@ -79,6 +81,11 @@ Layouts: """ + ", ".join(LAYOUTS)
 )
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Cells at a time. Default: one a core.")
 @click.option(
+    "--explain",
+    is_flag=True,
+    help="Measure why, for the first seed of each layout and budget: gradients, readouts, norms, collisions.",
+)
+@click.option(
     "--tracking/--no-tracking",
     default=True,
     help="Record it in MLflow, a run for each cell below one for all. Default: yes.",
@@ -86,7 +93,7 @@ Layouts: """ + ", ".join(LAYOUTS)
 @json_option
 def command(
     *, store: AnyPath, snapshot_id: str | None, layouts: str, budgets: str, seeds: int, label_text: str,
-    deep: str,     jobs: int | None, tracking: bool, as_json: bool, **settings: object,
+    deep: str, jobs: int | None, explain: bool, tracking: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
     """Compare memory layouts at equal bytes: which embedding table is best for your data?
 
@@ -108,13 +115,19 @@ def command(
         raise SpecError("compare", [str(misfit) for misfit in misfits])
     with held(folder, setup), _recorder(folder, setup, tracking=tracking) as recorder:
         record = recorder.add if recorder else _leave
-        results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1, record)
+        explained = [cell for cell in cells if cell.seed == 0] if explain else []
+        results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1, record, explained)
         notes, found = check_fair(results), standings(results, setup.label)
         text = _report(found, misfits, notes, setup, coded.values * setup.dim)
+        if explained:
+            text += f"\n{table_text(EXPLAINED_COLUMNS, explained_rows(results))}{LEGEND}"
         if recorder:
             recorder.finish(found, text)
     if as_json:
-        click.echo(json.dumps(_machine_readable(found, misfits, notes, setup.label), indent=1))
+        answer = _machine_readable(found, misfits, notes, setup.label)
+        if explained:
+            answer["measures"] = [each.to_dict() for each in results if each.measures]
+        click.echo(json.dumps(answer, indent=1))
         return
     click.echo(text + f"Cells: {folder}")
 

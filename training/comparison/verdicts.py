@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from featurestore.layouts import NEED_NO_VOCABULARY, parse_layout
 from featurestore.plans import FLOAT_BYTES
 from featurestore.spec import Label
-from training.ranking import Standing, welch
+from training.comparison.ranking import Standing, welch
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def verdicts(standings: Sequence[Standing], label: Label) -> list[str]:
     """Return a sentence for each budget: the best layout, and whether hashing is a good choice.
 
     Args:
-        standings: as `training.ranking.standings` orders them.
+        standings: as `training.comparison.ranking.standings` orders them.
         label: says whether more is better.
     """
     told = []

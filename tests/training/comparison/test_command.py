@@ -16,10 +16,12 @@ from click.testing import CliRunner
 from featurestore.errors import ArtifactError, SpecError, TrainingError
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
-from training.cells import run_cells
-from training.compare import command, comparison_folder, held, plan_cells
-from training.compare_arguments import read_budgets, read_label, read_layouts, read_widths
-from training.comparison import PAPER_LABEL, Cell, Setup, load_coded, run_cell
+from training.comparison.arguments import read_budgets, read_label, read_layouts, read_widths
+from training.comparison.cell import run_cell
+from training.comparison.command import command, comparison_folder, held, plan_cells
+from training.comparison.data import load_coded
+from training.comparison.pool import run_cells
+from training.comparison.setup import PAPER_LABEL, Cell, Setup
 
 SETUP = Setup(dim=4, epochs=2, batch_size=512)
 ARGUMENTS = ["--dim", "4", "--epochs", "2", "--batch-size", "512", "--jobs", "1", "--no-tracking"]
@@ -81,7 +83,7 @@ def test_the_command_prints_a_table_and_goes_on_where_it_was(tiny_store, monkeyp
     assert first.exit_code == 0, first.output
     assert "unified" in first.output
     assert "needs" in first.output  # the exact table does not fit a tenth of itself
-    monkeypatch.setattr("training.cells.run_cell", None)  # nothing is trained again
+    monkeypatch.setattr("training.comparison.pool.run_cell", None)  # nothing is trained again
     again = compare(tiny_store, "--layouts", "unified", "--budgets", "0.1x", "--seeds", "2", "--json")
     assert again.exit_code == 0, again.output
     found = json.loads(again.stdout)
@@ -262,6 +264,38 @@ def test_layouts_that_do_not_fit_leave_the_others_alone(coded):
     assert [misfit.layout for misfit in misfits] == ["exact"]
 
 
+def test_explained_cells_are_trained_again_only_where_nobody_measured(tiny_store, tmp_path, monkeypatch):
+    """Their other results stay as they were; robe has no rows to measure, and is not asked again."""
+    options = ["--layouts", "unified,robe", "--budgets", "0.3x", "--seeds", "2", "--split-seed", "8"]
+    first = compare(tiny_store, *options, "--json")
+    assert first.exit_code == 0, first.output
+    second = compare(tiny_store, *options, "--json", "--explain")
+    assert second.exit_code == 0, second.output
+    before, after = json.loads(first.stdout), json.loads(second.stdout)
+    assert [each["values"] for each in before["standings"]] == [each["values"] for each in after["standings"]]
+    (measured,) = after["measures"]
+    assert (measured["layout"], measured["seed"]) == ("unified", 0)
+    assert sum(measured["measures"]["gradients"]["arriving"][0]) == pytest.approx(1)
+    folder = next(path for path in (tiny_store / "comparisons").glob("*/figures/unified-*-0"))
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.png"
+        for name in ("gradient_shares", "readout_angles", "norms_and_load", "collided_and_clean")
+    }
+    monkeypatch.setattr("training.comparison.pool.run_cell", None)  # nothing is trained again
+    third = compare(tiny_store, *options, "--explain")
+    assert third.exit_code == 0, third.output
+    assert "Whose gradients a row gets" in third.output
+
+
+def test_measures_are_those_of_the_best_epoch(coded):
+    """As if the training had ended with it."""
+    setup, cell = dataclasses.replace(SETUP, epochs=60, patience=2), Cell("exact", 100_000, 0)
+    whole = run_cell(cell, coded, setup, lambda _: None)
+    assert len(whole.curve) > whole.best_epoch
+    ended = run_cell(cell, coded, dataclasses.replace(setup, epochs=whole.best_epoch), lambda _: None)
+    assert whole.measures == ended.measures
+
+
 # MLflow's own search of runs uses what SQLAlchemy 2.1 calls deprecated.
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_tracked_it_is_a_run_with_a_run_for_each_cell(tiny_store, tmp_path, monkeypatch):
@@ -271,14 +305,19 @@ def test_tracked_it_is_a_run_with_a_run_for_each_cell(tiny_store, tmp_path, monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
     options = ["--layouts", "unified,double", "--budgets", "0.5x,0.2x", "--seeds", "2", "--tracking"]
-    for _ in range(2):
-        result = compare(tiny_store, *options)
+    for more in ([], ["--explain"], ["--explain"]):
+        result = compare(tiny_store, *options, *more)
         assert result.exit_code == 0, result.output
     client = mlflow.MlflowClient(uri)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     cells = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(cells) == 8 == len(runs) - 1
+    explained = [run for run in cells if run.data.tags.get("explained")]
+    assert {run.data.params["seed"] for run in explained} == {"0"}
+    assert len(explained) == 4
+    names = {file.path for file in client.list_artifacts(explained[0].info.run_id, "figures")}
+    assert "figures/gradient_shares.png" in names
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert cells[0].data.params["layout"] in ("unified", "double")
     assert 0 <= cells[0].data.metrics["test_auc"] <= 1

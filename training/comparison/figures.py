@@ -1,11 +1,11 @@
-"""The measures of `training.interference` as figures, one for each."""
+"""The measures of `training.comparison.interference` as figures, one for each."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.measures import COLLISIONS, Doubles, Measures, RowLoads
+from training.comparison.measures import COLLISIONS, Doubles, Measures, RowLoads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

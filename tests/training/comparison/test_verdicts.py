@@ -4,9 +4,9 @@ import pytest
 
 from featurestore.layouts import LAYOUTS
 from featurestore.spec import Label
-from training.comparison import PAPER_LABEL, CellResult
-from training.ranking import standings
-from training.verdicts import PUBLISHED, beside_published, verdicts
+from training.comparison.ranking import standings
+from training.comparison.setup import PAPER_LABEL, CellResult
+from training.comparison.verdicts import PUBLISHED, beside_published, verdicts
 
 
 def ranked(label=PAPER_LABEL, metric="auc", budget=4000, **values):

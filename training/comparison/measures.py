@@ -1,4 +1,4 @@
-"""What `training.interference` measures of a trained network over a shared table, as plain arrays.
+"""What `training.comparison.interference` measures of a trained network over a shared table, as plain arrays.
 
 Notation: F features, D the width of an embedding, R rows of the table. A *place* is a row as one value holds
 it: a distinct pair of value and row, however many of the value's lookups lead there. A *group* is the places

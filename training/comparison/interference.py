@@ -10,21 +10,23 @@ share their rows and of those that do not.
 What can be measured are the plans whose values have rows of one table, `TABLE_PLANS`. `Elements` shares
 single floats, which have no direction; `TensorTrain` and `DeepHash` have no rows that values hold.
 
-Words and results are those of `training.measures`. Notation: F features, V_f values of feature f, V their
-sum, D the width of an embedding, k_f lookups of feature f, K their sum, P places, G groups, R rows.
+Words and results are those of `training.comparison.measures`. Notation: F features, V_f values of
+feature f, V their sum, D the width of an embedding, k_f lookups of feature f, K their sum, P places, G
+groups, R rows.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
 from featurestore.plans import Integers, Plan, Products, Projected, Rows, Sums
-from training.measures import (
+from training.comparison.data import Coded
+from training.comparison.measures import (
     COLLISIONS,
     CollisionScores,
     Doubles,
@@ -35,11 +37,9 @@ from training.measures import (
     RowLoads,
     Whole,
 )
+from training.comparison.setup import Setup
 from training.networks import Network
 from training.objective import Objective, objective_for
-
-if TYPE_CHECKING:
-    from training.comparison import Coded, Setup  # whose cells are measured here
 
 TablePlan = Rows | Projected | Sums | Products
 TABLE_PLANS = (Rows, Projected, Sums, Products)
@@ -47,7 +47,7 @@ TABLE_PLANS = (Rows, Projected, Sums, Products)
 
 BLOCK_ROWS = 8192
 SHUFFLE_SEED = 0
-PER_VALUE = ("signs", "weight_slots")
+PER_VALUE = ("signs", "code", "weight_slots")
 """Buffers of `training.layout_embeddings` with an entry for each value, beside ``slots``."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -59,7 +59,7 @@ def is_measurable(plan: Plan) -> TypeGuard[TablePlan]:
     return isinstance(plan, TABLE_PLANS)
 
 
-def measure(model: Network, plan: Plan, coded: "Coded", setup: "Setup") -> Measures | None:
+def measure(model: Network, plan: Plan, coded: Coded, setup: Setup) -> Measures | None:
     """Measure a trained network over the embedding of a plan; None where it is none of `TABLE_PLANS`.
 
     Parameters, their gradients and torch's random numbers are left as they are. The batches are of
@@ -365,7 +365,7 @@ def _ratio(one: Doubles, other: Doubles, empty: float = math.nan) -> Doubles:
 
 
 def collision_scores(
-    model: Network, coded: "Coded", objective: Objective, places: Places
+    model: Network, coded: Coded, objective: Objective, places: Places
 ) -> list[dict[str, CollisionScores]]:
     """Return the metrics of the test split by feature and by kind of its values."""
     kinds = value_collisions(places)

@@ -6,7 +6,7 @@ from featurestore.errors import SpecError
 from featurestore.layouts import parse_layout
 from featurestore.plans import FLOAT_BYTES
 from featurestore.spec import Label
-from training.comparison import PAPER_LABEL
+from training.comparison.setup import PAPER_LABEL
 
 MAX_BYTES = 1 << 40
 MOST_WIDE = 65_536

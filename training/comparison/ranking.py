@@ -10,7 +10,7 @@ from typing import Any
 from featurestore.errors import TrainingError
 from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
-from training.comparison import CellResult, watched
+from training.comparison.setup import CellResult, watched
 
 REFERENCE = "unified"
 

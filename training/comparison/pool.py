@@ -2,13 +2,15 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from featurestore.errors import ArtifactError, TrainingError
 from featurestore.paths import write_whole
-from training.comparison import Cell, CellResult, Coded, Setup, run_cell
+from training.comparison.cell import run_cell
+from training.comparison.data import Coded
+from training.comparison.figures import figures
+from training.comparison.measures import Measures
+from training.comparison.setup import Cell, CellResult, Setup
+from training.config import installed
 
 
 def run_cells(
@@ -27,23 +34,29 @@ def run_cells(
     folder: Path,
     jobs: int,
     record: Callable[[Cell, CellResult], None],
+    explain: Collection[Cell] = (),
 ) -> list[CellResult]:
     """Train the cells that no earlier run has, several at a time, each on one thread; return all of them.
 
-    ``record`` is called with every cell, kept or new, as soon as it is there.
+    ``record`` is called with every cell, kept or new, as soon as it is there. Those to ``explain`` have their
+    measures, and drawings of these in ``folder`` where matplotlib is installed: see `figures_folder`.
 
     Raises:
         TrainingError: a worker died, or a cell's metric is undefined. What is done stays done.
         ArtifactError: a cell cannot be written.
     """
     kept = {cell: _read(folder, cell) for cell in cells}
+    for cell in explain:
+        found = kept.get(cell)
+        kept[cell] = None if found is None or found.measures is None else found
     missing = [cell for cell in cells if kept[cell] is None]
     for cell, result in kept.items():
         if result is not None:
             record(cell, result)
     with _progress() as progress:
         task = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
-        for cell, made in _trained(missing, coded, setup, jobs):
+        work = _Work(coded, setup, folder, frozenset(explain))
+        for cell, made in _trained(missing, work, jobs):
             _write(folder, cell, made)
             kept[cell] = made
             record(cell, made)
@@ -82,15 +95,28 @@ def _read(folder: Path, cell: Cell) -> CellResult | None:
         return None
 
 
-_WORK: tuple[Coded, Setup]
+def figures_folder(folder: Path, cell: Cell) -> Path:
+    """Return where the drawings of a cell's measures are."""
+    return folder / "figures" / cell.name
+
+
+@dataclass(frozen=True)
+class _Work:
+    coded: Coded
+    setup: Setup
+    folder: Path
+    explain: frozenset[Cell]
+
+
+_WORK: _Work
 """What a worker process trains on, set once when it starts."""
 
 
-def _start_worker(coded: Coded, setup: Setup) -> None:
+def _start_worker(work: _Work) -> None:
     global _WORK  # noqa: PLW0603  # set once in each worker, before its first cell
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _WORK = coded, setup
+    _WORK = work
 
 
 def _end_with_parent() -> None:
@@ -102,7 +128,17 @@ def _end_with_parent() -> None:
 
 
 def _work(cell: Cell) -> CellResult:
-    return run_cell(cell, *_WORK)
+    explain = functools.partial(_draw, figures_folder(_WORK.folder, cell)) if cell in _WORK.explain else None
+    return run_cell(cell, _WORK.coded, _WORK.setup, explain)
+
+
+def _draw(folder: Path, measures: Measures) -> None:
+    """Draw measures, where matplotlib is installed."""
+    if not installed("matplotlib"):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures(measures).items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
 
 
 @contextlib.contextmanager
@@ -115,14 +151,12 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _trained(
-    cells: Sequence[Cell], coded: Coded, setup: Setup, jobs: int
-) -> Iterator[tuple[Cell, CellResult]]:
+def _trained(cells: Sequence[Cell], work: _Work, jobs: int) -> Iterator[tuple[Cell, CellResult]]:
     """Yield each cell as it is done, in whatever order that is."""
     if not cells:
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(jobs, len(cells)), multiprocessing.get_context("spawn"), _start_worker, (coded, setup)
+        min(jobs, len(cells)), multiprocessing.get_context("spawn"), _start_worker, (work,)
     )
     try:
         with _ctrl_c_held_back():  # from the workers, which start here: it is the parent that ends them

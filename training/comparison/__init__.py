@@ -1,0 +1,1 @@
+"""Memory layouts at equal bytes: cells, how they rank, why they differ."""
