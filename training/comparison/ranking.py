@@ -146,7 +146,8 @@ def rows(standings_: Iterable[Standing], misfits: Iterable[TooSmall]) -> list[tu
             each.layout,
             f"{each.bytes:,}",
             each.seeds,
-            *(f"{value:.4f}" for value in (*each.quality, *(each.loss or ()))),
+            *told_quality(each, each.quality),
+            *(told_quality(each, each.loss) if each.loss else ()),
             _told(each.against),
             f"{each.best_epoch:.1f}",
             f"{each.seconds:.1f}",
@@ -154,6 +155,12 @@ def rows(standings_: Iterable[Standing], misfits: Iterable[TooSmall]) -> list[tu
         for each in standings_
     ]
     return [*told, *(_misfit_row(misfit, len(told[0]) if told else 4) for misfit in misfits)]
+
+
+def told_quality(each: Standing, quality: tuple[float, float]) -> tuple[str, str]:
+    """Return mean and deviation as text; one seed has no deviation."""
+    mean, deviation = quality
+    return f"{mean:.4f}", f"{deviation:.4f}" if each.seeds > 1 else ""
 
 
 def _misfit_row(misfit: TooSmall, width: int) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from featurestore.layouts import NEED_NO_VOCABULARY, parse_layout
 from featurestore.plans import FLOAT_BYTES
 from featurestore.spec import Label
-from training.comparison.ranking import Standing, welch
+from training.comparison.ranking import Standing, told_quality, welch
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def beside_published(standings: Iterable[Standing], exact_floats: int) -> list[t
                 if layout == known.layout and abs(size / share - 1) <= SAME_SHARE:
                     found[layout] = known, each
         for layout, (known, each) in found.items():
-            mean, deviation = each.quality
-            told = f"{known.paper:.4f}", f"{known.replication:.4f}"
-            rows.append((f"{share:g}x", layout, f"{mean:.4f}", f"{deviation:.4f}", *told))
+            published = f"{known.paper:.4f}", f"{known.replication:.4f}"
+            rows.append((f"{share:g}x", layout, *told_quality(each, each.quality), *published))
         if {"unified", "per_feature"} <= found.keys():
             rows.append(_margin(share, *found["unified"], *found["per_feature"]))
     return rows

@@ -71,3 +71,9 @@ def test_unused_bytes_are_told_and_too_many_refused():
     ]
     with pytest.raises(TrainingError, match="1,001 bytes, its budget is 1,000"):
         check_fair([result("unified", 0, 0.7, used=1001)])
+
+
+def test_one_seed_has_no_deviation():
+    one, two = ([result("unified", seed, 0.7) for seed in range(count)] for count in (1, 2))
+    assert rows(standings(one, PAPER_LABEL), [])[0][4:8] == ("0.7000", "", "0.3000", "")
+    assert rows(standings(two, PAPER_LABEL), [])[0][4:8] == ("0.7000", "0.0000", "0.3000", "0.0000")
