@@ -1,15 +1,75 @@
-"""What the words of `slotstore compare` mean: labels, layouts, budgets, widths."""
+"""Options of a comparison, and what is typed for them: setups, labels, layouts, budgets, widths."""
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
 
 from featurestore.errors import SpecError
 from featurestore.layouts import parse_layout
 from featurestore.plans import FLOAT_BYTES
 from featurestore.spec import Label
-from training.comparison.setup import PAPER_LABEL
+from training.comparison.setup import PAPER_LABEL, Setup
+from training.models import MODELS
 
 MAX_BYTES = 1 << 40
 MOST_WIDE = 65_536
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SETUP = (
+    click.option(
+        "--label",
+        "label_text",
+        default="paper",
+        show_default=True,
+        help="paper: rating >= 4, the 3s left out. spec: the store's own. rating: RMSE. Or a threshold: 3.5.",
+    ),
+    click.option("--model", type=click.Choice(list(MODELS)), default=Setup.model, show_default=True),
+    click.option(
+        "--cross", type=click.IntRange(0, 64), default=Setup.cross, show_default=True, help="Of dcn."
+    ),
+    click.option(
+        "--deep",
+        default="192",
+        show_default=True,
+        help="Widths of deep layers: 192,64. Not of article, fm.",
+    ),
+    click.option(
+        "--dim", type=click.IntRange(1, 4096), default=Setup.dim, show_default=True, help="D, floats."
+    ),
+    click.option(
+        "--scale",
+        type=float,
+        default=Setup.scale,
+        show_default=True,
+        help="Embeddings start uniform in +-scale.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=Setup.batch_size, show_default=True),
+    click.option("--lr", "learning_rate", type=float, default=Setup.learning_rate, show_default=True),
+    click.option("--weight-decay", type=float, default=Setup.weight_decay, show_default=True),
+    click.option("--patience", type=click.IntRange(1), default=Setup.patience, show_default=True),
+    click.option(
+        "--epochs", type=click.IntRange(1), default=Setup.epochs, show_default=True, help="At most."
+    ),
+    click.option(
+        "--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the 80/10/10 cut."
+    ),
+)
+
+
+def setup_options(command: _Command) -> _Command:
+    """Give a command the options of a setup; it passes them on to `read_setup`."""
+    for option in reversed(_SETUP):
+        command = option(command)
+    return command
+
+
+def read_setup(own: Label, *, label_text: str, deep: str, **settings: Any) -> Setup:  # noqa: ANN401  # click's
+    """Return the setup that a command's options say; SpecError where they cannot work."""
+    return Setup(label=read_label(label_text, own), deep=read_widths(deep), **settings)
 
 
 def read_label(text: str, own: Label) -> Label:

@@ -19,7 +19,7 @@ from featurestore.paths import AnyPath, locked, write_whole
 from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
-from training.comparison.arguments import read_budgets, read_label, read_layouts, read_widths
+from training.comparison.arguments import read_budgets, read_layouts, read_setup, setup_options
 from training.comparison.data import Coded, load_coded
 from training.comparison.explained import EXPLAINED_COLUMNS, LEGEND, explained_rows
 from training.comparison.pool import run_cells
@@ -28,7 +28,6 @@ from training.comparison.setup import PAPER_LABEL, VERSION, Cell, CellResult, Se
 from training.comparison.tracking import ComparisonRecorder, record_comparison
 from training.comparison.verdicts import PUBLISHED_COLUMNS, beside_published, verdicts
 from training.config import installed
-from training.models import MODELS
 
 BUDGETS = "1.0x,0.5x,0.1x,0.02x"
 
@@ -55,30 +54,7 @@ Layouts: """ + ", ".join(LAYOUTS)
     "--budgets", default=BUDGETS, show_default=True, help="Bytes, or shares of the exact table's: 0.1x."
 )
 @click.option("--seeds", type=click.IntRange(1, 1000), default=5, show_default=True)
-@click.option(
-    "--label", "label_text", default="paper", show_default=True,
-    help="paper: rating >= 4, the 3s left out. spec: the store's own. rating: RMSE. Or a threshold: 3.5.",
-)  # fmt: skip
-@click.option("--model", type=click.Choice(list(MODELS)), default=Setup.model, show_default=True)
-@click.option("--cross", type=click.IntRange(0, 64), default=Setup.cross, show_default=True, help="Of dcn.")
-@click.option(
-    "--deep",
-    default="192",
-    show_default=True,
-    help="Widths of deep layers: 192,64. Not of article, fm.",
-)
-@click.option("--dim", type=click.IntRange(1, 4096), default=Setup.dim, show_default=True, help="D, floats.")
-@click.option(
-    "--scale", type=float, default=Setup.scale, show_default=True, help="Embeddings start uniform in +-scale."
-)
-@click.option("--batch-size", type=click.IntRange(1), default=Setup.batch_size, show_default=True)
-@click.option("--lr", "learning_rate", type=float, default=Setup.learning_rate, show_default=True)
-@click.option("--weight-decay", type=float, default=Setup.weight_decay, show_default=True)
-@click.option("--patience", type=click.IntRange(1), default=Setup.patience, show_default=True)
-@click.option("--epochs", type=click.IntRange(1), default=Setup.epochs, show_default=True, help="At most.")
-@click.option(
-    "--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the 80/10/10 cut."
-)
+@setup_options
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Cells at a time. Default: one a core.")
 @click.option(
     "--explain",
@@ -92,8 +68,8 @@ Layouts: """ + ", ".join(LAYOUTS)
 )
 @json_option
 def command(
-    *, store: AnyPath, snapshot_id: str | None, layouts: str, budgets: str, seeds: int, label_text: str,
-    deep: str, jobs: int | None, explain: bool, tracking: bool, as_json: bool, **settings: object,
+    *, store: AnyPath, snapshot_id: str | None, layouts: str, budgets: str, seeds: int,
+    jobs: int | None, explain: bool, tracking: bool, as_json: bool, **settings: Any,  # noqa: ANN401  # click's
 ) -> None:  # fmt: skip
     """Compare memory layouts at equal bytes: which embedding table is best for your data?
 
@@ -104,8 +80,7 @@ def command(
     if tracking:
         _check_tracking()
     with FeatureStore(store, snapshot_id) as opened:
-        label = read_label(label_text, opened.spec.label)
-        setup = Setup(label=label, deep=read_widths(deep), **settings)  # type: ignore[arg-type]  # click's
+        setup = read_setup(opened.spec.label, **settings)
         names = read_layouts(layouts)
         coded = load_coded(opened, setup)
         sizes = read_budgets(budgets, coded.values * setup.dim)
