@@ -23,6 +23,7 @@ COMMANDS = {
     "snapshots": ("featurestore.snapshots_command:snapshots", "List, verify, compare and remove snapshots."),
     "cache": ("featurestore.cache_command:command", "Show or remove the copies that trainings have made."),
     "train": ("training.train:command", "Train a model on a snapshot."),
+    "advise": ("training.comparison.advise_command:command", "Advise on the table for a number of bytes."),
     "compare": ("training.comparison.command:command", "Compare memory layouts at equal bytes."),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }

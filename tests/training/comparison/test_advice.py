@@ -1,0 +1,145 @@
+"""Advice: curves with known answers, which candidate is chosen, a spec that can be ingested."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.errors import SpecError, TrainingError
+from featurestore.layouts import unified
+from featurestore.spec import load_spec, parse_spec, shipped_specs
+from featurestore.store import FeatureStore
+from training.comparison.advice import advise, floats_for, spec_toml, storable_layouts, storable_spec
+from training.comparison.advise_command import command
+from training.comparison.curve import fit_curve
+from training.comparison.data import load_coded
+from training.comparison.setup import CellResult, Setup
+
+SETUP = Setup(dim=6, epochs=1, batch_size=512)
+ARGUMENTS = ["--dim", "6", "--epochs", "1", "--batch-size", "512", "--jobs", "1"]
+
+
+@pytest.fixture(scope="module")
+def coded(tiny_store):
+    with FeatureStore(tiny_store) as store:
+        return load_coded(store, SETUP)
+
+
+def trained(qualities, loss=lambda _: 0.5):
+    """Return a trainer whose cells have the validation AUC of their layout."""
+
+    def train(cells):
+        return [
+            CellResult(
+                cell.layout, cell.seed, 4 * cell.floats, 4 * cell.floats, {"auc": 0.0},
+                {"auc": qualities.get(cell.layout, 0.5), "log_loss": loss(4 * cell.floats)}, 1, [], 1.0,
+            )
+            for cell in cells
+        ]  # fmt: skip
+
+    return train
+
+
+@given(st.floats(0.5, 1.0), st.floats(0.01, 5.0), st.sampled_from([0.25, 0.5, 1.0]), st.sampled_from([-1, 1]))
+def test_a_curve_that_is_one_is_found(limit, gain, power, sign):
+    sizes = [1000, 4000, 16_000, 64_000]
+    curve = fit_curve(sizes, [limit - sign * gain * size**-power for size in sizes])
+    assert curve.limit == pytest.approx(limit, abs=1e-6)
+    assert curve.power == pytest.approx(power)
+    assert curve.spread == pytest.approx(0, abs=1e-6)
+    assert curve.at(8000) == pytest.approx(limit - sign * gain * 8000**-power, abs=1e-6)
+    assert curve.size_for(curve.at(8000)) == pytest.approx(8000, rel=1e-2)
+
+
+def test_noise_is_seen_in_the_spread():
+    sizes = [1000, 4000, 16_000, 64_000]
+    clean = np.array([0.9 - 3 * size**-0.5 for size in sizes])
+    assert fit_curve(sizes, clean + np.array([0, 0.01, -0.01, 0])).spread > 0.01
+
+
+def test_what_no_table_reaches_has_no_size():
+    curve = fit_curve([1000, 4000, 16_000], [0.7, 0.8, 0.85])
+    assert curve.size_for(curve.limit + 0.01) is None
+    with pytest.raises(ValueError, match="needs 3 different sizes, got 2"):
+        fit_curve([1, 1, 2], [1, 2, 3])
+
+
+def test_the_best_is_chosen_and_what_is_level_with_it_by_order(coded):
+    floats = coded.values * 6
+    spec = load_spec("movielens")
+    for qualities, best in (
+        ({"exact": 0.8, "mixed_dim": 0.7}, "exact"),
+        ({"exact": 0.8, "mixed_dim": 0.7985, "exact_lowdim": 0.799}, "mixed_dim"),
+        ({"unified:lookups=1": 0.9}, "unified:lookups=1"),
+    ):
+        advice = advise(spec, coded, SETUP, floats, trained(qualities))
+        assert advice.best.layout == best
+    assert advice.storable.layout == "unified:lookups=1"
+
+
+def test_the_advised_spec_has_the_slots_that_were_trained(coded):
+    result = CellResult("unified:lookups=2", 0, 1200, 1200, {}, {}, 1, [], 1.0)
+    spec = storable_spec(load_spec("movielens"), result, SETUP)
+    assert (spec.table.num_slots, spec.table.dim) == (100, 3)
+    field, feature = coded.fields[0], spec.features[0]
+    plan = unified(coded.fields, 6, 300, lookups=2)
+    assert plan.num_rows == 100
+    from featurestore.hashing import slot
+
+    assert plan.slots[0][5].tolist() == [slot(field.values[5], seed, 100) for seed in feature.seeds]
+
+
+@pytest.mark.parametrize("name", shipped_specs())
+def test_a_spec_is_the_same_after_it_was_written(name):
+    spec = load_spec(name)
+    text = spec_toml(spec, ["why", "because"])
+    assert text.startswith("# why\n# because\n")
+    assert parse_spec(tomllib.loads(text), "x", "x").to_dict() == spec.to_dict()
+
+
+@pytest.mark.parametrize(("dim", "lookups"), [(30, [5, 10]), (6, [1, 2]), (1, [1]), (7, [1]), (384, [64])])
+def test_storable_layouts_divide_the_width(dim, lookups):
+    assert storable_layouts(dim) == [f"unified:lookups={each}" for each in lookups]
+
+
+def test_a_target_is_turned_into_bytes(coded):
+    train = trained({}, loss=lambda size: 0.4 + 2 * size**-0.5)
+    floats = floats_for(0.41, coded, SETUP, train)
+    assert 4 * floats == pytest.approx(40_000, rel=0.05)
+    with pytest.raises(TrainingError, match=r"no table is foretold .* levels off at 0.4000"):
+        floats_for(0.39, coded, SETUP, train)
+
+
+def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
+    output = tmp_path / "advised.toml"
+    result = CliRunner().invoke(
+        command,
+        ["--store", str(tiny_store), "--budget", "0.5x", "--output", str(output), *ARGUMENTS, "--json"],
+    )
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    spec = load_spec(output)
+    assert spec.to_dict() == said["spec"]
+    assert spec.table.num_slots * spec.table.dim * 4 <= said["budget"]
+    assert {each["layout"] for each in said["trained"]} >= {"mixed_dim", "unified_narrow", "exact_lowdim"}
+    text = CliRunner().invoke(command, ["--store", str(tiny_store), "--budget", "0.5x", *ARGUMENTS])
+    assert f"share {spec.table.num_slots:,} rows of {spec.table.dim} floats" in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either --budget or --target-loss"),
+        (["--budget", "1x", "--target-loss", "1"], "give either"),
+        (["--budget", "1x,2x"], "expected one budget, got 2"),
+        (["--budget", "lots"], "give bytes"),
+    ],
+)
+def test_what_cannot_be_advised_on(tiny_store, arguments, said):
+    result = CliRunner().invoke(command, ["--store", str(tiny_store), *ARGUMENTS, *arguments])
+    assert isinstance(result.exception, SpecError)
+    assert said in str(result.exception)

@@ -1,0 +1,190 @@
+"""Advice on a table: a few trainings at the bytes that there are, instead of every layout many times."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore.errors import TrainingError
+from featurestore.hashing import default_seed
+from featurestore.layouts import NEED_NO_VOCABULARY, make_plan, parse_layout
+from featurestore.plans import FLOAT_BYTES, TooSmall
+from featurestore.spec import MAX_LOOKUPS, Feature, FeatureSpec, Label, Table
+from training.comparison.curve import Curve, fit_curve
+from training.comparison.data import Coded
+from training.comparison.setup import Cell, CellResult, Setup, watched
+
+Train = Callable[[Sequence[Cell]], list[CellResult]]
+"""Trains cells, or takes what is kept of them."""
+
+CANDIDATES = ("mixed_dim", "unified_narrow", "exact_lowdim", "exact")
+"""The layouts that were best, or level with it, at some budget where all were compared; the oftener the
+earlier."""
+
+TIE = 0.002
+"""About the deviation of an AUC over seeds on 7,000 rows. What is no further behind counts as level."""
+
+SHARES = (1, 4, 16)
+"""The sizes at which the layout that a store can hold is trained: the budget, and these parts of it."""
+
+
+TARGET_SHARES = (0.01, 0.03, 0.1, 0.3)
+MOST_BEYOND = 4
+"""How many times the collision-free table's size advice by a target may come to."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do with so many bytes.
+
+    best: the candidate that validates best. storable: the best of those whose slots an ingestion stores,
+    `unified` with some number of lookups, and ``spec`` the spec for it. curve: of ``storable``'s layout, None
+    where too few sizes work. trained: all that was trained for it.
+    """
+
+    budget: int
+    best: CellResult
+    storable: CellResult
+    spec: FeatureSpec
+    curve: Curve | None
+    trained: tuple[CellResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "budget": self.budget,
+            "best": self.best.to_dict(),
+            "storable": self.storable.to_dict(),
+            "spec": self.spec.to_dict(),
+            "curve": dataclasses.asdict(self.curve) if self.curve else None,
+            "trained": [each.to_dict() for each in self.trained],
+        }
+
+
+def storable_layouts(dim: int) -> list[str]:
+    """Return `unified` with about D / 6 and D / 3 lookups a feature: rows of some 6 and 3 floats.
+
+    Wide rows, one lookup a feature, lost wherever they were compared; single floats won nothing more, and
+    each lookup is a column that an ingestion has to write.
+    """
+    divisors = [lookups for lookups in range(1, min(dim, MAX_LOOKUPS) + 1) if dim % lookups == 0]
+    chosen = (min(divisors, key=lambda lookups: (abs(lookups - dim / part), lookups)) for part in (6, 3))
+    return [f"unified:lookups={lookups}" for lookups in dict.fromkeys(chosen)]
+
+
+def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Train) -> Advice:
+    """Train the candidates once each at a budget, and the best storable one at smaller sizes too.
+
+    Raises:
+        TooSmall: no candidate fits.
+    """
+    storable = storable_layouts(setup.dim)
+    order = [*CANDIDATES, *storable]
+    first = train(_fitting(order, coded, setup, floats))
+    if not first:
+        make_plan("unified_narrow", coded.fields, setup.dim, floats)
+    best = _best(first, setup, order)
+    stored = _best([each for each in first if each.layout in storable], setup, order)
+    smaller = [
+        cell for share in SHARES[1:] for cell in _fitting([stored.layout], coded, setup, floats // share)
+    ]
+    line = [stored, *train(smaller)]
+    curve = (
+        fit_curve([each.bytes for each in line], _validated(line, setup))
+        if len(line) == len(SHARES)
+        else None
+    )
+    trained = {(each.layout, each.budget): each for each in (*first, *line)}
+    return Advice(
+        floats * FLOAT_BYTES, best, stored, storable_spec(spec, stored, setup), curve, tuple(trained.values())
+    )
+
+
+def _fitting(layouts: Sequence[str], coded: Coded, setup: Setup, floats: int) -> list[Cell]:
+    cells = []
+    for layout in layouts:
+        try:
+            make_plan(layout, coded.fields, setup.dim, floats)
+        except TooSmall:
+            continue
+        cells.append(Cell(layout, floats, 0))
+    return cells
+
+
+def _validated(results: Sequence[CellResult], setup: Setup) -> list[float]:
+    return [each.validation[watched(setup.label)] for each in results]
+
+
+def _best(results: Sequence[CellResult], setup: Setup, order: Sequence[str]) -> CellResult:
+    """Return the first of those that validate best, or level with it: test rows choose nothing."""
+    scores = _validated(results, setup)
+    sign = 1 if setup.label.is_binary else -1
+    top = max(sign * score for score in scores)
+    level = [each for each, score in zip(results, scores, strict=True) if sign * score >= top - TIE]
+    return min(level, key=lambda each: order.index(each.layout))
+
+
+def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
+    """Return the floats with which the first storable layout is foretold to reach a loss on validation rows.
+
+    It is trained at `TARGET_SHARES` of the collision-free table's size.
+
+    Raises:
+        TrainingError: the curve never comes so low, or fewer sizes work than a curve needs.
+    """
+    layout, whole = storable_layouts(setup.dim)[0], coded.values * setup.dim
+    cells = [cell for share in TARGET_SHARES for cell in _fitting([layout], coded, setup, int(share * whole))]
+    found = train(cells)
+    losses = [each.validation[loss_of(setup.label)] for each in found]
+    try:
+        curve = fit_curve([each.bytes for each in found], losses)
+    except ValueError as error:
+        raise TrainingError(f"the vocabulary is too small for advice by a target: {error}") from error
+    size = curve.size_for(loss)
+    if size is None or size > MOST_BEYOND * whole * FLOAT_BYTES:
+        pairs = zip(losses, found, strict=True)
+        tried = ", ".join(f"{value:.4f} at {each.bytes:,} bytes" for value, each in pairs)
+        raise TrainingError(
+            f"no table is foretold to reach a {loss_of(setup.label)} of {loss}: {layout} had {tried}, which "
+            f"levels off at {curve.limit:.4f}; more data or another network might"
+        )
+    return max(setup.dim, round(size) // FLOAT_BYTES)
+
+
+def loss_of(label: Label) -> str:
+    """Return the metric that a target is given in."""
+    return "log_loss" if label.is_binary else "rmse"
+
+
+def storable_spec(spec: FeatureSpec, result: CellResult, setup: Setup) -> FeatureSpec:
+    """Return a spec with the slots of a trained `unified` layout: the same lookups, seeds and rows."""
+    lookups = int(parse_layout(result.layout).parameters["lookups"])
+    width = setup.dim // lookups
+    features = tuple(
+        Feature(each.name, each.column, tuple(default_seed(each.name, k) for k in range(lookups)))
+        for each in spec.features
+    )
+    table = Table(result.bytes // (FLOAT_BYTES * width), width)
+    return dataclasses.replace(spec, name=f"{spec.name}-advised", table=table, features=features)
+
+
+def needs_no_vocabulary(layout: str) -> bool:
+    """Return whether a layout, with its parameters, finds values by their hashes alone."""
+    return parse_layout(layout).name in NEED_NO_VOCABULARY
+
+
+def spec_toml(spec: FeatureSpec, comments: Sequence[str]) -> str:
+    """Return a spec as the TOML that `slotstore ingest --spec` reads, with comments above it."""
+    plain = spec.to_dict()
+    lines = [*(f"# {comment}" for comment in comments), f"name = {json.dumps(plain['name'])}"]
+    for title in ("table", "features", "label", "split"):
+        sections = plain[title] if isinstance(plain[title], list) else [plain[title]]
+        for section in sections:
+            lines += ["", f"[[{title}]]" if title == "features" else f"[{title}]"]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in section.items() if _is_said(value)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_said(value: object) -> bool:
+    return value is not None and value != []

@@ -1,0 +1,143 @@
+"""`slotstore advise`: which table for so many bytes, after a few trainings."""
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurestore.errors import ArtifactError, SpecError
+from featurestore.options import json_option, snapshot_option, store_option
+from featurestore.output import table_text
+from featurestore.paths import AnyPath, write_whole
+from featurestore.plans import TooSmall
+from featurestore.spec import FeatureSpec
+from featurestore.store import FeatureStore
+from training.comparison.advice import Advice, advise, floats_for, needs_no_vocabulary, spec_toml
+from training.comparison.arguments import read_budgets, read_setup, setup_options
+from training.comparison.command import comparison_folder, held
+from training.comparison.data import Coded, load_coded
+from training.comparison.pool import run_cells
+from training.comparison.setup import Cell, CellResult, Setup, watched
+
+EPILOG = """\b
+Examples:
+  slotstore advise --store store --budget 1MiB --output advised.toml
+  slotstore ingest data/ml-1m --store store --spec advised.toml
+  slotstore advise --store store --budget 0.1x --json
+  slotstore advise --store store --target-loss 0.40
+"""
+
+
+@click.command("advise", epilog=EPILOG)
+@store_option
+@snapshot_option
+@click.option("--budget", help="Bytes, or a share of the collision-free table's: 0.1x.")
+@click.option("--target-loss", type=float, help="Instead: log loss, or RMSE of ratings, on validation rows.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the advised spec to this file."
+)
+@setup_options
+@click.option(
+    "--jobs", type=click.IntRange(1), default=None, help="Trainings at a time. Default: one a core."
+)
+@json_option
+def command(
+    *, store: AnyPath, snapshot_id: str | None, budget: str | None, target_loss: float | None,
+    output: Path | None, jobs: int | None, as_json: bool, **settings: Any,  # noqa: ANN401  # click's
+) -> None:  # fmt: skip
+    """Advise on the embedding table for a budget: which layout, how many lookups, what more bytes would buy.
+
+    A few candidates are trained once each, in the set-up of `slotstore compare`, and compared on validation
+    rows. What is trained is kept with the cells of comparisons, and taken from there. The best of the layouts
+    whose slots an ingestion stores becomes a spec that is ready to ingest.
+    """
+    if (budget is None) == (target_loss is None):
+        raise SpecError("advise", ["give either --budget or --target-loss"])
+    with FeatureStore(store, snapshot_id) as opened:
+        setup = read_setup(opened.spec.label, **settings)
+        coded = load_coded(opened, setup)
+        floats = _read_budget(budget, coded.values * setup.dim) if budget else 0
+        folder, spec = comparison_folder(opened, setup), opened.spec
+    with held(folder, setup):
+        train = functools.partial(_train, coded, setup, folder, jobs or os.cpu_count() or 1)
+        if target_loss is not None:
+            floats = floats_for(target_loss, coded, setup, train)
+        try:
+            advice = advise(spec, coded, setup, floats, train)
+        except TooSmall as error:
+            raise SpecError("--budget", [str(error)]) from error
+    reasons = why(advice, setup)
+    if output:
+        _write(output, advice.spec, reasons)
+    if as_json:
+        click.echo(json.dumps(advice.to_dict() | {"why": reasons}, indent=1))
+        return
+    click.echo(_table(advice, setup), nl=False)
+    for reason in reasons:
+        click.echo(reason)
+    if output:
+        click.echo(f"wrote {output}: slotstore ingest SOURCE --store {store} --spec {output}")
+
+
+def _read_budget(text: str, exact_floats: int) -> int:
+    sizes = read_budgets(text, exact_floats)
+    if len(sizes) != 1:
+        raise SpecError("--budget", [f"expected one budget, got {len(sizes)}"])
+    return sizes[0]
+
+
+def _train(coded: Coded, setup: Setup, folder: Path, jobs: int, cells: Sequence[Cell]) -> list[CellResult]:
+    return run_cells(cells, coded, setup, folder, jobs, lambda *_: None)
+
+
+def _table(advice: Advice, setup: Setup) -> str:
+    metric = watched(setup.label)
+    names = ["layout", "bytes", "vocabulary", f"validation {metric}", f"test {metric}", "seconds"]
+    rows = [
+        (
+            each.layout,
+            f"{each.bytes:,}",
+            "not needed" if needs_no_vocabulary(each.layout) else "needed",
+            f"{each.validation[metric]:.4f}",
+            f"{each.test[metric]:.4f}",
+            f"{each.seconds:.1f}",
+        )
+        for each in sorted(advice.trained, key=lambda each: (-each.budget, -each.validation[metric]))
+    ]
+    return table_text(names, rows)
+
+
+def why(advice: Advice, setup: Setup) -> list[str]:
+    """Return the advice in sentences."""
+    metric, best, stored = watched(setup.label), advice.best, advice.storable
+    gap = abs(best.validation[metric] - stored.validation[metric])
+    table = advice.spec.table
+    told = [
+        f"{advice.budget:,} bytes: {best.layout}, {metric} {best.validation[metric]:.4f} on validation rows"
+    ]
+    if best.layout != stored.layout:
+        told.append(f"of what an ingestion stores, {stored.layout} is best, {gap:.4f} behind")
+    told.append(
+        f"spec: all features share {table.num_slots:,} rows of {table.dim} floats, "
+        f"{len(advice.spec.features[0].seeds)} lookups each"
+    )
+    if curve := advice.curve:
+        here = curve.at(stored.bytes)
+        told.append(
+            f"twice the bytes would change {metric} by {curve.at(2 * stored.bytes) - here:+.4f}, half of "
+            f"them by {curve.at(stored.bytes / 2) - here:+.4f}; a size that the curve has not seen it "
+            f"foretells to {curve.spread:.4f}"
+        )
+    told.append("one training of each: differences of some thousandths may be chance")
+    return told
+
+
+def _write(output: Path, spec: FeatureSpec, reasons: list[str]) -> None:
+    try:
+        write_whole(output, spec_toml(spec, reasons).encode())
+    except OSError as error:
+        raise ArtifactError(f"cannot write {output}: {error}") from error
