@@ -9,7 +9,7 @@ over all seeds, which the advice has not seen: it has one seed, and chooses by v
 
     advised   the best layout after the advice's trainings     regret     lost by taking it
     stored    the best that an ingestion stores                regret     lost by taking that
-    cost      the advice's trainings over the sweep's
+    cost      seconds of the advice's trainings over the sweep's, and how many these are
 """
 
 import argparse
@@ -79,7 +79,7 @@ def judge(spec, coded, setup, floats, train, seeds):
         lost[0],
         told[1],
         lost[1],
-        f"{cost / whole:.1%}",
+        f"{cost / whole:.1%}, {len(advice.trained)} of {sum(each.layout in LAYOUTS for each in results)}",
     )
 
 

@@ -18,7 +18,7 @@ from training.comparison.setup import Cell, CellResult, Setup, watched
 Train = Callable[[Sequence[Cell]], list[CellResult]]
 """Trains cells, or takes what is kept of them."""
 
-CANDIDATES = ("mixed_dim", "unified_narrow", "exact_lowdim", "exact")
+CANDIDATES = ("mixed_dim", "unified_narrow", "exact_lowdim")
 """The layouts that were best, or level with it, at some budget where all were compared; the oftener the
 earlier."""
 
@@ -38,9 +38,9 @@ MOST_BEYOND = 4
 class Advice:
     """What to do with so many bytes.
 
-    best: the candidate that validates best. storable: the best of those whose slots an ingestion stores,
-    `unified` with some number of lookups, and ``spec`` the spec for it. curve: of ``storable``'s layout, None
-    where too few sizes work. trained: all that was trained for it.
+    best: the candidate that validates best. storable: `unified` with several lookups, whose slots an
+    ingestion stores, and ``spec`` the spec for it. curve: of ``storable``'s layout, None where too few sizes
+    work. trained: all that was trained for it.
     """
 
     budget: int
@@ -62,30 +62,31 @@ class Advice:
         }
 
 
-def storable_layouts(dim: int) -> list[str]:
-    """Return `unified` with about D / 6 and D / 3 lookups a feature: rows of some 6 and 3 floats.
+def storable_layout(dim: int, floats: int, values: int) -> str:
+    """Return `unified` with about D / 6 lookups a feature or, with less than a float a value, D / 3.
 
-    Wide rows, one lookup a feature, lost wherever they were compared; single floats won nothing more, and
-    each lookup is a column that an ingestion has to write.
+    Wide rows, one lookup a feature, lost wherever they were compared. Rows of about 6 floats do as well as
+    narrower ones where there is room, and each lookup is a column that an ingestion has to write; where there
+    is none, rows of 3 were better.
     """
+    part = 6 if floats >= values else 3
     divisors = [lookups for lookups in range(1, min(dim, MAX_LOOKUPS) + 1) if dim % lookups == 0]
-    chosen = (min(divisors, key=lambda lookups: (abs(lookups - dim / part), lookups)) for part in (6, 3))
-    return [f"unified:lookups={lookups}" for lookups in dict.fromkeys(chosen)]
+    return f"unified:lookups={min(divisors, key=lambda lookups: (abs(lookups - dim / part), lookups))}"
 
 
 def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Train) -> Advice:
-    """Train the candidates once each at a budget, and the best storable one at smaller sizes too.
+    """Train the candidates once each at a budget, and the storable one at smaller sizes too.
 
     Raises:
         TooSmall: no candidate fits.
     """
-    storable = storable_layouts(setup.dim)
-    order = [*CANDIDATES, *storable]
+    storable = storable_layout(setup.dim, floats, coded.values)
+    order = [*CANDIDATES, storable]
     first = train(_fitting(order, coded, setup, floats))
     if not first:
         make_plan("unified_narrow", coded.fields, setup.dim, floats)
     best = _best(first, setup, order)
-    stored = _best([each for each in first if each.layout in storable], setup, order)
+    stored = next(each for each in first if each.layout == storable)
     smaller = [
         cell for share in SHARES[1:] for cell in _fitting([stored.layout], coded, setup, floats // share)
     ]
@@ -133,7 +134,8 @@ def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
     Raises:
         TrainingError: the curve never comes so low, or fewer sizes work than a curve needs.
     """
-    layout, whole = storable_layouts(setup.dim)[0], coded.values * setup.dim
+    whole = coded.values * setup.dim
+    layout = storable_layout(setup.dim, whole, coded.values)
     cells = [cell for share in TARGET_SHARES for cell in _fitting([layout], coded, setup, int(share * whole))]
     found = train(cells)
     losses = [each.validation[loss_of(setup.label)] for each in found]

@@ -52,8 +52,8 @@ def command(
     """Advise on the embedding table for a budget: which layout, how many lookups, what more bytes would buy.
 
     A few candidates are trained once each, in the set-up of `slotstore compare`, and compared on validation
-    rows. What is trained is kept with the cells of comparisons, and taken from there. The best of the layouts
-    whose slots an ingestion stores becomes a spec that is ready to ingest.
+    rows. What is trained is kept with the cells of comparisons, and taken from there. The layout whose slots
+    an ingestion stores, `unified` with several lookups, becomes a spec that is ready to ingest.
     """
     if (budget is None) == (target_loss is None):
         raise SpecError("advise", ["give either --budget or --target-loss"])
@@ -120,7 +120,7 @@ def why(advice: Advice, setup: Setup) -> list[str]:
         f"{advice.budget:,} bytes: {best.layout}, {metric} {best.validation[metric]:.4f} on validation rows"
     ]
     if best.layout != stored.layout:
-        told.append(f"of what an ingestion stores, {stored.layout} is best, {gap:.4f} behind")
+        told.append(f"an ingestion stores {stored.layout}, {gap:.4f} behind")
     told.append(
         f"spec: all features share {table.num_slots:,} rows of {table.dim} floats, "
         f"{len(advice.spec.features[0].seeds)} lookups each"

@@ -13,7 +13,7 @@ from featurestore.errors import SpecError, TrainingError
 from featurestore.layouts import unified
 from featurestore.spec import load_spec, parse_spec, shipped_specs
 from featurestore.store import FeatureStore
-from training.comparison.advice import advise, floats_for, spec_toml, storable_layouts, storable_spec
+from training.comparison.advice import advise, floats_for, spec_toml, storable_layout, storable_spec
 from training.comparison.advise_command import command
 from training.comparison.curve import fit_curve
 from training.comparison.data import load_coded
@@ -72,8 +72,8 @@ def test_the_best_is_chosen_and_what_is_level_with_it_by_order(coded):
     floats = coded.values * 6
     spec = load_spec("movielens")
     for qualities, best in (
-        ({"exact": 0.8, "mixed_dim": 0.7}, "exact"),
-        ({"exact": 0.8, "mixed_dim": 0.7985, "exact_lowdim": 0.799}, "mixed_dim"),
+        ({"exact_lowdim": 0.8, "mixed_dim": 0.7}, "exact_lowdim"),
+        ({"unified_narrow": 0.8, "mixed_dim": 0.7985, "exact_lowdim": 0.799}, "mixed_dim"),
         ({"unified:lookups=1": 0.9}, "unified:lookups=1"),
     ):
         advice = advise(spec, coded, SETUP, floats, trained(qualities))
@@ -101,9 +101,12 @@ def test_a_spec_is_the_same_after_it_was_written(name):
     assert parse_spec(tomllib.loads(text), "x", "x").to_dict() == spec.to_dict()
 
 
-@pytest.mark.parametrize(("dim", "lookups"), [(30, [5, 10]), (6, [1, 2]), (1, [1]), (7, [1]), (384, [64])])
-def test_storable_layouts_divide_the_width(dim, lookups):
-    assert storable_layouts(dim) == [f"unified:lookups={each}" for each in lookups]
+@pytest.mark.parametrize(
+    ("dim", "roomy", "tight"), [(30, 5, 10), (6, 1, 2), (1, 1, 1), (7, 1, 1), (384, 64, 64)]
+)
+def test_the_storable_layout_divides_the_width(dim, roomy, tight):
+    assert storable_layout(dim, 100, 100) == f"unified:lookups={roomy}"
+    assert storable_layout(dim, 99, 100) == f"unified:lookups={tight}"
 
 
 def test_a_target_is_turned_into_bytes(coded):
