@@ -18,13 +18,14 @@ from featurestore.digest import Sums, file_digest, row_sums
 from featurestore.errors import FingerprintError, SourceError, StoreBusy
 from featurestore.manifest import Shard
 from featurestore.paths import AnyPath, arrow_file
+from featurestore.shards import write_parquet
 from featurestore.snapshot import Snapshot, latest
 from featurestore.spec import FeatureSpec
 from pipelines.counters import StepCounters
 from pipelines.duplicates import Superseded, split_rows
 from pipelines.movielens import RATING_COLUMNS
 from pipelines.read import reject, rejects_table
-from pipelines.shards import write_parquet, write_report
+from pipelines.reports import write_report
 from pipelines.source import Source
 from pipelines.vocabulary import count_values
 

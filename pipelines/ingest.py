@@ -28,8 +28,8 @@ from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, cho
 from pipelines.join import BROADCAST_BYTES, JOINS
 from pipelines.movielens import FORMATS
 from pipelines.publish import Reports
+from pipelines.reports import REPORTS
 from pipelines.runner import pipeline_options
-from pipelines.shards import REPORTS
 from pipelines.source import Source, open_source
 
 EPILOG = """\b

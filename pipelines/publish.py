@@ -28,7 +28,7 @@ from pipelines.append import RewriteReport
 from pipelines.describe import SourceFile
 from pipelines.duplicates import KEYS_FOLDER, SUPERSEDED, SUPERSEDED_FOLDER
 from pipelines.join import ENTITIES_FOLDER
-from pipelines.shards import REPORTS
+from pipelines.reports import REPORTS
 from pipelines.source import Source
 from pipelines.vocabulary import VocabularyReport
 from pipelines.write import ShardReport

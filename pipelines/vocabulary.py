@@ -13,9 +13,10 @@ from featurestore.encode import as_text
 from featurestore.hashing import hash_values
 from featurestore.manifest import VOCABULARY_SCHEMA, Shard
 from featurestore.paths import AnyPath
+from featurestore.shards import shard_name, write_parquet
 from featurestore.spec import Feature, FeatureSpec
 from pipelines.read import Records
-from pipelines.shards import shard_name, write_parquet, write_report
+from pipelines.reports import write_report
 
 COMPACT_AT = 16
 """How many partial counts are kept before they are added up."""

@@ -20,6 +20,7 @@ LAYERS = [
     {"encode", "splits", "layouts"},
     {"digest"},
     {"manifest"},
+    {"shards"},
     {"snapshot"},
     {"staging"},
     {"database"},
