@@ -82,8 +82,8 @@ class TrainConfig:
             raise SpecError("train", problems)
 
     def _number_problems(self) -> Iterator[str]:
-        positive = ("epochs", "batch_size", "patience", "window_rows", "threads", "num_slots")
-        lowest = dict.fromkeys(positive, 1) | {"seed": 0}
+        counts = ("epochs", "batch_size", "patience", "seed", "window_rows", "threads", "num_slots")
+        lowest = dict.fromkeys(counts, 1) | {"seed": 0}
         for name, low in lowest.items():
             value, high = getattr(self, name), _HIGHEST.get(name, 2**63 - 1)
             if value is not None and value < low:

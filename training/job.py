@@ -102,8 +102,11 @@ def _snapshot(config: TrainConfig, world: World, note: Callable[[str], None]) ->
     """Return which snapshot to train on; where another size is asked for, rank 0 makes it for all ranks."""
     if config.num_slots is None and not config.lookups:
         return config.snapshot
-    if world.rank:
-        return world.share_text("")
+    return world.share_text(config.snapshot if world.rank else _reslotted(config, note))
+
+
+def _reslotted(config: TrainConfig, note: Callable[[str], None]) -> str:
+    """Make the snapshot of the size that the config asks for, or find it; return its id."""
 
     def follow(done: int, shards: int) -> None:
         if not done:
@@ -118,7 +121,7 @@ def _snapshot(config: TrainConfig, world: World, note: Callable[[str], None]) ->
         progress=follow,
     )
     note(str(found))
-    return world.share_text(found.snapshot.manifest.id)
+    return found.snapshot.manifest.id
 
 
 @contextlib.contextmanager
