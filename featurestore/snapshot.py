@@ -12,8 +12,9 @@
                            rejects/part-00000-of-00008.parquet    only of shards that have any
 
 The id is a digest of the examples and the rejects, so ingesting the same data twice gives one snapshot.
-A snapshot made by an append lists shards of the snapshot it grew from, which stay where they are. On an
-object store, and beside remains of the same id, the three folders lie in one more, named after the run.
+A snapshot made of another, by an append or a re-slotting, lists shards of that one, which stay where they
+are. On an object store, and beside remains of the same id, the three folders lie in one more, named after
+the run.
 """
 
 import functools
