@@ -17,6 +17,7 @@ COMMANDS = {
     "download": ("pipelines.download:command", "Fetch a MovieLens data set."),
     "generate": ("pipelines.generate_command:command", "Make MovieLens-shaped files of any size."),
     "ingest": ("pipelines.ingest:command", "Turn raw files into a snapshot of slots."),
+    "reslot": ("featurestore.reslot_command:command", "Make a snapshot for another table size."),
     "query": ("featurestore.query_command:query", "Ask a snapshot in SQL."),
     "features": ("featurestore.query_command:features", "Show the features of a snapshot."),
     "splits": ("featurestore.query_command:splits", "Show the splits of a snapshot."),

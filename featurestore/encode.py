@@ -4,13 +4,20 @@ Distinct values are hashed once a batch and the slots are then taken by index, s
 is one integer gather a lookup, whatever the length of its text.
 """
 
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.hashing import hash_values, slots_of
-from featurestore.spec import FeatureSpec
+from featurestore.spec import Feature, FeatureSpec
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
+
+Hasher = Callable[[Feature, pa.DictionaryArray], npt.NDArray[np.uint32]]
+"""From a feature and its column, as `as_text` gives it, to the hashes (k, d) of its d dictionary values."""
 
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -36,12 +43,18 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return pc.fill_null(column.cast(pa.string()), "").dictionary_encode()
 
 
-def encode(table: pa.Table, spec: FeatureSpec) -> pa.Table:
+def hash_dictionary(feature: Feature, text: pa.DictionaryArray) -> npt.NDArray[np.uint32]:
+    """Hash the values of a column's dictionary under the feature's seeds: a `Hasher`."""
+    return hash_values(text.dictionary, feature.seeds)
+
+
+def encode(table: pa.Table, spec: FeatureSpec, hashes_of: Hasher = hash_dictionary) -> pa.Table:
     """Append one int32 slot column for each lookup of each feature.
 
     Args:
         table: n rows with at least the features' source columns, text or whole numbers.
         spec: features, seeds and num_slots.
+        hashes_of: where hashes come from; by default they are computed.
 
     Returns:
         The table with `FeatureSpec.slot_columns` appended, n rows.
@@ -62,7 +75,7 @@ def encode(table: pa.Table, spec: FeatureSpec) -> pa.Table:
             text = as_text(table.column(feature.column))
         except ValueError as error:
             raise ValueError(f"feature {feature.name!r}: {error}") from error
-        slots = slots_of(hash_values(text.dictionary, feature.seeds), spec.table.num_slots)  # (k, distinct)
+        slots = slots_of(hashes_of(feature, text), spec.table.num_slots)  # (k, distinct)
         codes = text.indices.to_numpy()  # (n,)
         for name, row in zip(feature.slot_columns, slots, strict=True):
             table = table.append_column(name, pa.array(row.take(codes)))

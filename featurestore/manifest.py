@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 ID_LENGTH = 12
 KINDS = ("examples", "vocabulary", "rejects")
 COUNTS = ("read", "examples", "rejects")
+PACKAGES = ("slotstore", "pyarrow", "duckdb", "xxhash", "numpy")
+"""Whose versions a manifest tells, beside those of what read the source."""
 KEYS = ("user_id", "movie_id")
 """What tells an example from all others of its snapshot."""
 
@@ -68,6 +70,7 @@ class Manifest:
     """What makes a folder a snapshot. Counts, shards and digests are checked against the files.
 
     ``lineage`` tells of the snapshots it grew from, oldest first: id, created, source and counts of each.
+    ``parent`` is the last of them, or the snapshot whose rows it has with other slots.
     """
 
     created: str  # ISO 8601, UTC
@@ -86,6 +89,11 @@ class Manifest:
     parent: str | None = None
     lineage: Sequence[Mapping[str, Any]] = ()
     format_version: int = FORMAT_VERSION
+
+    @property
+    def is_reslotted(self) -> bool:
+        """Whether it has its parent's rows with other slots: an append's parent is in its lineage."""
+        return self.parent is not None and self.parent not in [entry["snapshot"] for entry in self.lineage]
 
     def named(self) -> "Manifest":
         """Return the manifest with its content digest and its id, which is one of the rejects too."""

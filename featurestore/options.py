@@ -1,6 +1,7 @@
 """Parameter types, options and output that several commands share."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,27 @@ snapshot_option = click.option(
     "--snapshot", "snapshot_id", metavar="ID", help="A snapshot, or the start of its id. Default: the newest."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def _parse_lookups(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, int]:
+    """Return the lookups by feature of texts such as ``zip=2``; a usage error where one is something else."""
+    lookups: dict[str, int] = {}
+    for text in given:
+        name, _, count = text.partition("=")
+        if not name or not re.fullmatch(r"-?[0-9]{1,9}", count):
+            raise click.BadParameter(f"expected FEATURE=NUMBER, such as zip=2, got {text!r}", ctx, param)
+        if lookups.setdefault(name, int(count)) != int(count):
+            raise click.BadParameter(f"{name} is given {lookups[name]} and {count} lookups", ctx, param)
+    return lookups
+
+
+lookups_option = click.option(
+    "--lookups",
+    multiple=True,
+    metavar="FEATURE=NUMBER",
+    callback=_parse_lookups,
+    help="How many lookups a feature takes; may be repeated. Default: as many as it has.",
+)
 
 
 def show_rows(names: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:

@@ -12,8 +12,9 @@
                            rejects/part-00000-of-00008.parquet    only of shards that have any
 
 The id is a digest of the examples and the rejects, so ingesting the same data twice gives one snapshot.
-A snapshot made by an append lists shards of the snapshot it grew from, which stay where they are. On an
-object store, and beside remains of the same id, the three folders lie in one more, named after the run.
+A snapshot made of another, by an append or a re-slotting, lists shards of that one, which stay where they
+are. On an object store, and beside remains of the same id, the three folders lie in one more, named after
+the run.
 """
 
 import functools
@@ -22,9 +23,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.digest import Sums, add_sums, file_digest, row_sums
+from featurestore.digest import Sums, add_sums, bytes_digest, file_digest, row_sums
 from featurestore.errors import ArtifactError, NotFound, SpecError, VersionError, did_you_mean
 from featurestore.manifest import COUNTS, FORMAT_VERSION, KINDS, Manifest, Shard
 from featurestore.paths import AnyPath, arrow_file, sizes
@@ -56,19 +58,54 @@ class Snapshot:
 
     def check(self, *, deep: bool = False) -> Self:
         """Raise ArtifactError with the first few `problems` if there are any; return self."""
-        found = self.problems(deep=deep)
-        if not found:
-            return self
+        if found := self.problems(deep=deep):
+            raise self.damaged(found)
+        return self
+
+    def read(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a shard's rows, once its bytes are seen to be those of the manifest.
+
+        ``columns``: all by default.
+
+        Raises:
+            ArtifactError: they are not.
+            OSError: they cannot be read.
+        """
+        try:
+            data = (self.folder / shard.path).read_bytes()
+        except FileNotFoundError as error:
+            raise self.damaged([f"{shard.path} is missing"]) from error
+        if (digest := bytes_digest(data)) != shard.digest:
+            raise self.damaged([f"{shard.path} has digest {digest}, the manifest says {shard.digest}"])
+        # `read_table` would load pyarrow.dataset for it.
+        return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+
+    def damaged(self, found: Sequence[str]) -> ArtifactError:
+        """Return the error that tells the first few of some problems, and what mends them."""
         more = [f"and {len(found) - SHOWN_PROBLEMS} more"] if len(found) > SHOWN_PROBLEMS else []
         listed = "\n".join(f"  - {problem}" for problem in [*found[:SHOWN_PROBLEMS], *more])
-        raise ArtifactError(f"snapshot {self.manifest.id} is damaged:\n{listed}\n{self._remedy()}")
+        return ArtifactError(f"snapshot {self.manifest.id} is damaged:\n{listed}\n{self._remedy()}")
 
     def _remedy(self) -> str:
-        """Return what makes the snapshot again: each source it was made of, in order."""
+        """Return what makes the snapshot again: each source it was made of, in order, or its parent."""
+        if self.manifest.is_reslotted:
+            return f"Make it again from snapshot {self.manifest.parent}: {self._reslot_command()}"
         sources = [entry["source"] for entry in self.manifest.lineage] + [self.manifest.source]
         first, *rest = (source.get("uri") for source in sources)
         again = "".join(f", then {uri} with --append" for uri in rest)
         return f"Ingest the source again to mend it: {first}{again}."
+
+    def _reslot_command(self) -> str:
+        manifest, spec = self.manifest, self.manifest.load_spec()
+        lookups = [  # a vocabulary that is not the parent's has other hashes
+            f" --lookups {feature.name}={len(feature.seeds)}"
+            for feature, shard in zip(spec.features, manifest.shards["vocabulary"], strict=False)
+            if not shard.is_inherited
+        ]
+        return (
+            f"slotstore reslot --store {self.folder.parent.parent} --snapshot {manifest.parent} "
+            f"--num-slots {spec.table.num_slots}{''.join(lookups)}"
+        )
 
 
 def _size_problems(folder: AnyPath, shards: Sequence[Shard]) -> list[str]:

@@ -33,7 +33,17 @@ def list_command(store: AnyPath, *, as_json: bool) -> None:
     if not found:
         raise no_snapshot(store)
     newest = latest(store)
-    names = ["snapshot", "created", "source", "examples", "rejects", "fingerprint", "parent", "newest"]
+    names = [
+        "snapshot",
+        "created",
+        "source",
+        "examples",
+        "rejects",
+        "num_slots",
+        "fingerprint",
+        "parent",
+        "newest",
+    ]
     rows = [
         (
             manifest.id,
@@ -41,6 +51,7 @@ def list_command(store: AnyPath, *, as_json: bool) -> None:
             manifest.source.get("uri"),
             manifest.counts["examples"],
             manifest.counts["rejects"],
+            manifest.load_spec().table.num_slots,
             manifest.fingerprint,
             manifest.parent,
             manifest.id == newest,

@@ -81,6 +81,19 @@ class Feature:
         """Names of the feature's slot columns, one a lookup."""
         return tuple(f"{self.name}_slot_{lookup}" for lookup in range(len(self.seeds)))
 
+    def with_lookups(self, count: int) -> Self:
+        """Return the feature with its first ``count`` lookups, further ones having the seeds of its name.
+
+        Raises:
+            SpecError: such a seed is one that it lists already.
+        """
+        further = (default_seed(self.name, lookup) for lookup in range(len(self.seeds), count))
+        seeds = (*self.seeds[:count], *further)
+        if not _are_seeds(seeds):
+            said = f"its seeds would be {list(seeds)}, not distinct ones: list them in a spec, and ingest"
+            raise SpecError(f"feature {self.name!r}", [said])
+        return dataclasses.replace(self, seeds=seeds)
+
 
 @dataclass(frozen=True)
 class Label:
@@ -167,6 +180,32 @@ class FeatureSpec:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def resized(self, num_slots: int | None = None, lookups: Mapping[str, int] | None = None) -> Self:
+        """Return the spec with another number of slots, and of lookups of some features.
+
+        Args:
+            num_slots: rows of the table; as they are by default.
+            lookups: by feature. Fewer are the first ones. A further one has the seed that its feature's name
+                and its number give, also where the spec lists the seeds of those before.
+
+        Raises:
+            SpecError: with every number out of range and every unknown feature.
+        """
+        asked, known = dict(lookups or {}), {feature.name: feature for feature in self.features}
+        problems = [f"--lookups: {_unknown_feature(name, known)}" for name in asked if name not in known]
+        problems += [
+            f"--lookups {name}={count}: a feature takes 1 to {MAX_LOOKUPS} lookups"
+            for name, count in asked.items()
+            if not 1 <= count <= MAX_LOOKUPS
+        ]
+        if num_slots is not None and not 1 <= num_slots <= MAX_SLOTS:
+            problems.append(f"--num-slots must be in 1..{MAX_SLOTS}, got {num_slots}")
+        if problems:
+            raise SpecError("re-slotting", problems)
+        table = self.table if num_slots is None else dataclasses.replace(self.table, num_slots=num_slots)
+        features = tuple(one.with_lookups(asked.get(one.name, len(one.seeds))) for one in self.features)
+        return dataclasses.replace(self, table=table, features=features)
+
     def fit(self, columns: Iterable[str]) -> tuple[Self, list[str]]:
         """Drop the features whose column is not in ``columns``; return the spec and what was dropped.
 
@@ -191,6 +230,11 @@ class FeatureSpec:
         ]
         if problems:
             raise SpecError(f"spec {self.name!r} does not fit {where}", problems)
+
+
+def _unknown_feature(name: str, known: Iterable[str]) -> str:
+    listed, hint = ", ".join(known), did_you_mean(name, known)
+    return f"no feature {name!r}{hint}" + ("" if listed in hint else f", the spec has {listed}")
 
 
 def load_spec(name_or_path: str | Path) -> FeatureSpec:

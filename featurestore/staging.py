@@ -1,4 +1,4 @@
-"""Writing to a store: one ingestion at a time is staged, then published all at once."""
+"""Writing to a store: one ingestion at a time, or re-slotting, is staged, then published all at once."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from pyarrow import fs
 from featurestore.errors import ArtifactError, SpecError, StoreBusy
 from featurestore.manifest import Manifest, Shard
 from featurestore.paths import REQUESTS, AnyPath, RemotePath, locked, remove_tree, sync, write_whole
-from featurestore.snapshot import MANIFEST, Snapshot, open_snapshot, read_snapshot
+from featurestore.snapshot import MANIFEST, Snapshot, latest, open_snapshot, read_snapshot
 
 ABANDONED_SECONDS = 24 * 3600
 """An object store has no lock: what lies in staging unchanged for so long belongs to no run any more."""
@@ -28,8 +28,14 @@ class Staging:
     store: AnyPath
     folder: AnyPath
 
-    def publish(self, manifest: Manifest, prepare: Callable[[Snapshot], object] | None = None) -> Snapshot:
-        """Make the staged files the newest snapshot, all at once.
+    def publish(
+        self,
+        manifest: Manifest,
+        prepare: Callable[[Snapshot], object] | None = None,
+        *,
+        newest: bool = True,
+    ) -> Snapshot:
+        """Make the staged files a snapshot, all at once, and, unless told otherwise, the newest.
 
         The snapshot exists when its manifest stands beside its shards; by then their bytes are on the disk.
         Where an intact snapshot of the same content is there already, that one becomes the newest; a
@@ -40,7 +46,11 @@ class Staging:
         target = self.store / "snapshots" / manifest.id
         placed = not _is_intact(target)
         if placed:
+            if not newest:
+                keep_newest(self.store)
             self._place(target, manifest)
+        if not newest:
+            return open_snapshot(self.store, manifest.id)
         try:
             if prepare:
                 prepare(open_snapshot(self.store, manifest.id))
@@ -111,6 +121,24 @@ def set_latest(store: AnyPath, snapshot_id: str) -> None:
     write_whole(store / "LATEST", f"{snapshot_id}\n".encode(), durable=True)
 
 
+def keep_newest(store: AnyPath) -> None:
+    """Write down which snapshot is the newest, where that is only known from when it was made."""
+    if not (store / "LATEST").exists():
+        set_latest(store, latest(store))
+
+
+def check_newest(store: AnyPath, snapshot: Snapshot, doing: str) -> None:
+    """Raise StoreBusy if another snapshot has become the newest since one was opened.
+
+    ``doing``: what was being done with it, as in "while it was appended to".
+    """
+    if (found := latest(store)) != snapshot.manifest.id:
+        raise StoreBusy(
+            f"{found} has become the newest snapshot of {store} while {snapshot.manifest.id} was {doing}, "
+            "nothing was published: run again"
+        )
+
+
 def is_latest(store: AnyPath, snapshot_id: str) -> bool:
     """Whether LATEST names a snapshot."""
     try:
@@ -178,7 +206,8 @@ def lock(store: AnyPath) -> Iterator[None]:
             held.enter_context(locked(store / "ingest.lock"))
         except BlockingIOError as error:
             raise StoreBusy(
-                f"another ingestion into {store} or a removal is running: wait for it, or use another --store"
+                f"another ingestion into {store} or a removal or re-slotting is running: "
+                "wait for it, or use another --store"
             ) from error
         except OSError as error:
             raise ArtifactError(f"the store {store} cannot be written: {error}") from error

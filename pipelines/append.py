@@ -15,16 +15,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurestore.digest import Sums, file_digest, row_sums
-from featurestore.errors import FingerprintError, SourceError, StoreBusy
+from featurestore.errors import FingerprintError, SourceError
 from featurestore.manifest import Shard
 from featurestore.paths import AnyPath, arrow_file
-from featurestore.snapshot import Snapshot, latest
+from featurestore.shards import write_parquet
+from featurestore.snapshot import Snapshot
 from featurestore.spec import FeatureSpec
 from pipelines.counters import StepCounters
 from pipelines.duplicates import Superseded, split_rows
 from pipelines.movielens import RATING_COLUMNS
 from pipelines.read import reject, rejects_table
-from pipelines.shards import write_parquet, write_report
+from pipelines.reports import write_report
 from pipelines.source import Source
 from pipelines.vocabulary import count_values
 
@@ -53,15 +54,6 @@ def check_parent(parent: Snapshot, spec: FeatureSpec, columns: tuple[str, ...], 
         raise SourceError(
             f"{where} has the columns {', '.join(columns)}, snapshot {manifest.id} has {', '.join(known)}: "
             "append a source of the same format, or ingest it into another --store"
-        )
-
-
-def check_newest(store: AnyPath, parent: Snapshot) -> None:
-    """Raise StoreBusy if another snapshot has become the newest since ``parent`` was opened."""
-    if (newest := latest(store)) != parent.manifest.id:
-        raise StoreBusy(
-            f"another ingestion made {newest} the newest snapshot of {store} while {parent.manifest.id} was "
-            "appended to, nothing was published: run again"
         )
 
 

@@ -6,7 +6,7 @@ import apache_beam as beam
 
 from featurestore.digest import file_digest
 from featurestore.paths import AnyPath
-from pipelines.shards import write_report
+from pipelines.reports import write_report
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from featurestore.database import NEWER, OLDER, REPEATED, SAME, superseded_rows
 from featurestore.digest import row_words
 from featurestore.manifest import KEYS
 from featurestore.paths import AnyPath, arrow_file, files_below, write_whole
+from featurestore.shards import write_parquet
 from pipelines.counters import StepCounters
 from pipelines.read import Records, reject_rows
 from pipelines.runner import available_cores
-from pipelines.shards import write_parquet
 
 KEYS_FOLDER = "keys"
 SUPERSEDED_FOLDER = "superseded"

@@ -20,9 +20,10 @@ import xxhash
 
 from featurestore.manifest import Shard
 from featurestore.paths import AnyPath
+from featurestore.shards import write_parquet
 from pipelines.movielens import BadRecord, EntityFormat, Fields
 from pipelines.read import ByteRange, past_header, plan_ranges, read_bytes, reject, rejects_table
-from pipelines.shards import write_parquet, write_report
+from pipelines.reports import write_report
 
 WORD = "key_word"
 OFFSET = "byte_offset"

@@ -8,19 +8,11 @@ from collections.abc import Iterator
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
 
 from featurestore.options import json_option, store_option
+from featurestore.output import progress_bar
 from featurestore.paths import AnyPath, RemotePath, files_below
 from featurestore.snapshot import open_snapshot
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec, shipped_specs
@@ -28,8 +20,8 @@ from pipelines.job import SHARD_BYTES, IngestConfig, IngestResult, Progress, cho
 from pipelines.join import BROADCAST_BYTES, JOINS
 from pipelines.movielens import FORMATS
 from pipelines.publish import Reports
+from pipelines.reports import REPORTS
 from pipelines.runner import pipeline_options
-from pipelines.shards import REPORTS
 from pipelines.source import Source, open_source
 
 EPILOG = """\b
@@ -128,20 +120,9 @@ def command(
 
 
 def _prepare(source: Source, err: Console) -> None:
-    with _bar(err) as bar:
+    with progress_bar(err) as bar:
         task = bar.add_task("generating", visible=False)
         source.prepare(lambda rows, total: bar.update(task, completed=rows, total=total, visible=True))
-
-
-def _bar(err: Console) -> Bar:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Bar(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 @contextlib.contextmanager
@@ -149,7 +130,7 @@ def _progress(err: Console) -> Iterator[Progress]:
     """Yield a callback that shows how many shards are done, by counting their reports."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
-    with _bar(err) as bar:
+    with progress_bar(err) as bar:
 
         def follow(folder: AnyPath, shards: int) -> None:
             if bar.disable:

@@ -25,13 +25,12 @@ from featurestore.errors import ArtifactError, SourceError, SpecError
 from featurestore.paths import AnyPath, remove_tree
 from featurestore.snapshot import Snapshot
 from featurestore.spec import DEFAULT_SPEC, FeatureSpec, load_spec
-from featurestore.staging import staging
+from featurestore.staging import check_newest, staging
 from pipelines.append import (
     ReadVocabulary,
     RewriteShards,
     Rewriting,
     appended_before,
-    check_newest,
     check_parent,
 )
 from pipelines.counters import NAMESPACE
@@ -203,10 +202,10 @@ def ingest(
             return IngestResult(parent, parent, time.perf_counter() - started, {}, None)
         with staging(store) as stage:
             if parent:
-                check_newest(store, parent)
+                check_newest(store, parent, "appended to")
             counters, reports = _read_source(config, stage.folder, options, progress)
             if parent:
-                check_newest(store, parent)
+                check_newest(store, parent, "appended to")
             snapshot = publish(stage, config.spec, config.source, reports, parent)
     except OSError as error:
         raise ArtifactError(f"ingestion into {store} failed, nothing was published: {error}") from error

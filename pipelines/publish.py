@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from featurestore.database import resolve_splits, write_catalog
 from featurestore.digest import Sums, add_sums
 from featurestore.errors import ArtifactError, SourceError, TooManyRejects
-from featurestore.manifest import REJECTS_SCHEMA, Manifest, Shard
+from featurestore.manifest import PACKAGES, REJECTS_SCHEMA, Manifest, Shard
 from featurestore.paths import REQUESTS, AnyPath, arrow_file, files_below, remove_tree
 from featurestore.retention import sweep
 from featurestore.snapshot import Snapshot, table_sums
@@ -28,12 +28,11 @@ from pipelines.append import RewriteReport
 from pipelines.describe import SourceFile
 from pipelines.duplicates import KEYS_FOLDER, SUPERSEDED, SUPERSEDED_FOLDER
 from pipelines.join import ENTITIES_FOLDER
-from pipelines.shards import REPORTS
+from pipelines.reports import REPORTS
 from pipelines.source import Source
 from pipelines.vocabulary import VocabularyReport
 from pipelines.write import ShardReport
 
-PACKAGES = ("slotstore", "apache-beam", "pyarrow", "duckdb", "xxhash", "numpy")
 SHOWN_REJECTS = 5
 
 
@@ -180,7 +179,7 @@ def publish(
             counts={"read": sum(counts.values()), **counts},
             splits=splits.to_dict(),
             shards={"examples": examples, "vocabulary": vocabulary, "rejects": rejects},
-            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+            versions={name: importlib.metadata.version(name) for name in (*PACKAGES, "apache-beam")},
             parent=parent.manifest.id if parent else None,
             lineage=_lineage(parent.manifest) if parent else [],
         ),

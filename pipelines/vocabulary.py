@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.encode import as_text
-from featurestore.hashing import hash_values
-from featurestore.manifest import VOCABULARY_SCHEMA, Shard
+from featurestore.manifest import Shard
 from featurestore.paths import AnyPath
+from featurestore.shards import shard_name, write_parquet
 from featurestore.spec import Feature, FeatureSpec
+from featurestore.vocabulary import Vocabulary
 from pipelines.read import Records
-from pipelines.shards import shard_name, write_parquet, write_report
+from pipelines.reports import write_report
 
 COMPACT_AT = 16
 """How many partial counts are kept before they are added up."""
@@ -43,16 +44,7 @@ def vocabulary_table(counts: pa.Table, feature: Feature) -> pa.Table:
     counts = counts.filter(pc.greater(counts["count"], 0))  # an append may take a value's last example away
     ordered = counts.sort_by([("count", "descending"), ("value", "ascending")])
     values = ordered.column("value").combine_chunks()
-    hashes = hash_values(values, feature.seeds)  # (k, n)
-    offsets = np.arange(0, hashes.size + 1, len(feature.seeds), dtype=np.int32)
-    flat = pa.array(np.ascontiguousarray(hashes.T).reshape(-1))
-    columns = [
-        pa.array([feature.name] * len(values), pa.string()),
-        values,
-        ordered.column("count"),
-        pa.ListArray.from_arrays(pa.array(offsets), flat),
-    ]
-    return pa.table(columns, schema=VOCABULARY_SCHEMA)
+    return Vocabulary.of(feature, values, ordered.column("count").combine_chunks()).to_table()
 
 
 class _AddCounts(beam.CombineFn):

@@ -12,11 +12,12 @@ from featurestore.digest import Sums, row_sums
 from featurestore.encode import encode
 from featurestore.manifest import Shard
 from featurestore.paths import AnyPath
+from featurestore.shards import shard_name, write_parquet
 from featurestore.spec import FeatureSpec
 from pipelines.counters import StepCounters
 from pipelines.duplicates import SUPERSEDED, write_keys
 from pipelines.read import Records
-from pipelines.shards import shard_name, write_parquet, write_report
+from pipelines.reports import write_report
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,16 @@ LAYERS = [
     {"encode", "splits", "layouts"},
     {"digest"},
     {"manifest"},
+    {"shards"},
     {"snapshot"},
-    {"staging"},
+    {"staging", "vocabulary"},
     {"database"},
     {"collisions", "compare", "retention", "store"},
+    {"reslot"},
     {"output", "__init__"},
     {"options"},
     {"cli"},
-    {"cache_command", "query_command", "run_command", "snapshots_command"},
+    {"cache_command", "query_command", "reslot_command", "run_command", "snapshots_command"},
 ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import SpecError, did_you_mean
+from featurestore.hashing import MAX_SLOTS
 from featurestore.paths import AnyPath, RemotePath
 from training.feed import CHOICES
 from training.models import MODELS
@@ -20,11 +21,13 @@ from training.order import WINDOW_ROWS
 from training.step import PRECISIONS, STEPS
 
 DEVICES = ("auto", "cpu", "cuda")
-_HIGHEST = {"threads": 1024}
+_HIGHEST = {"threads": 1024, "num_slots": MAX_SLOTS}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
-PLACES = ("store", "snapshot", "resume", "checkpoint_dir")
-"""Settings that a resumed training does not take over: where things are."""
+SIZES = ("num_slots", "lookups")
+"""Settings that say which snapshot to make first, of the one that is named."""
+PLACES = ("store", "snapshot", "resume", "checkpoint_dir", *SIZES)
+"""Settings that a resumed training does not take over: where things are. Its snapshot has been made."""
 KEPT = ("model", "seed", "window_rows", "optimizer")
 """Settings that a resumed training keeps: its weights, its order and its optimizer's state depend on them."""
 
@@ -39,6 +42,8 @@ class TrainConfig:
 
     store: AnyPath
     snapshot: str = "latest"
+    num_slots: int | None = None
+    lookups: Mapping[str, int] | None = None
     model: str = "article"
     device: str = "auto"
     epochs: int = 5
@@ -77,7 +82,8 @@ class TrainConfig:
             raise SpecError("train", problems)
 
     def _number_problems(self) -> Iterator[str]:
-        lowest = {"epochs": 1, "batch_size": 1, "patience": 1, "seed": 0, "window_rows": 1, "threads": 1}
+        counts = ("epochs", "batch_size", "patience", "seed", "window_rows", "threads", "num_slots")
+        lowest = dict.fromkeys(counts, 1) | {"seed": 0}
         for name, low in lowest.items():
             value, high = getattr(self, name), _HIGHEST.get(name, 2**63 - 1)
             if value is not None and value < low:
@@ -121,6 +127,8 @@ class TrainConfig:
     def _name_problems(self) -> Iterator[str]:
         if self.resume is not None and not self.resume.strip():
             yield "--resume names no run: give a folder, a part of a name, latest or a checkpoint file"
+        if self.resume is not None and (given := [flag(name) for name in SIZES if getattr(self, name)]):
+            yield f"{' and '.join(given)} cannot be given with --resume: its model has its table's size"
         if self.run_name is not None and (not self.run_name.strip() or {"/", "\\"} & set(self.run_name)):
             yield f"--run-name must be text without slashes, got {self.run_name!r}"
 

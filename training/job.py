@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from featurestore.database import identifier
+from featurestore.reslot import reslot
 from featurestore.store import FeatureStore
 from training.config import TrainConfig
 from training.loop import Callback, EpochResult
@@ -19,7 +20,7 @@ from training.profiling import ProfileResult
 from training.resuming import Resumed
 from training.session import Session
 from training.tracking import TrackedRun, track
-from training.world import join_world
+from training.world import World, join_world
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
 
     The same config on the same snapshot gives the same weights on a CPU, bit for bit, also where a training
     was killed and resumed. Started by torchrun, it is one rank of several that train one model together;
-    rank 0 alone has callbacks, a record and checkpoints.
+    rank 0 alone has callbacks, a record and checkpoints. Where the config asks for another size of the table,
+    a snapshot of that size is made of its own, or found; the newest one stays the newest.
 
     Raises:
         NotFound: there is no such store, snapshot, run or checkpoint.
-        ArtifactError: the snapshot or the checkpoint to resume is damaged.
+        ArtifactError: the snapshot or the checkpoint to resume is damaged, or the store cannot be written.
+        StoreBusy: another process writes to the store, so that no snapshot of another size can be made.
         FingerprintError: the checkpoint to resume was made with another spec than the snapshot.
         SpecError: settings do not go together, or the checkpoint to resume cannot be gone on with as asked.
         TrainingError: the train split is empty, the loss stopped being a number, memory ran out, another rank
@@ -79,12 +82,12 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
     """
     config.check()
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(FeatureStore(config.store, config.snapshot))
         stack.enter_context(_threads(config.threads))
-        stack.enter_context(explain_memory(config, store.spec))
         world, device = stack.enter_context(join_world(config.torch_device()))
-        stack.enter_context(_random_state(device))
         heard = list(callbacks) if world.rank == 0 else []
+        store = stack.enter_context(FeatureStore(config.store, _snapshot(config, world, _notes(heard))))
+        stack.enter_context(explain_memory(config, store.spec))
+        stack.enter_context(_random_state(device))
         resumed = Resumed.load(config, _notes(heard)) if config.resume is not None else None
         session = Session(config, store, device, world, resumed, heard, stack)
         if not config.tracking or world.rank:
@@ -93,6 +96,32 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
         result = _result(session, session.fit([*heard, tracker], tracker.run), tracker.run)
         tracker.finish(result.epochs, result.test, result.checkpoint, result.example, result.profile)
         return result
+
+
+def _snapshot(config: TrainConfig, world: World, note: Callable[[str], None]) -> str:
+    """Return which snapshot to train on; where another size is asked for, rank 0 makes it for all ranks."""
+    if config.num_slots is None and not config.lookups:
+        return config.snapshot
+    return world.share_text(config.snapshot if world.rank else _reslotted(config, note))
+
+
+def _reslotted(config: TrainConfig, note: Callable[[str], None]) -> str:
+    """Make the snapshot of the size that the config asks for, or find it; return its id."""
+
+    def follow(done: int, shards: int) -> None:
+        if not done:
+            note(f"re-slotting, shards: {shards:,}. It is done once: the snapshot is found from then on")
+
+    found = reslot(
+        config.store,
+        config.snapshot,
+        num_slots=config.num_slots,
+        lookups=config.lookups,
+        newest=False,
+        progress=follow,
+    )
+    note(str(found))
+    return found.snapshot.manifest.id
 
 
 @contextlib.contextmanager

@@ -35,5 +35,5 @@ def _message(config: TrainConfig, spec: FeatureSpec, error: Exception) -> str:
         f"out of memory on {config.torch_device()}: {first}\n"
         f"The table, {spec.table.num_slots:,} slots x {spec.table.dim}, takes {table:,} bytes, {copies}.\n"
         f"Lower --batch-size (now {config.batch_size:,}), give --feed stream (now {config.feed}) or "
-        "--optimizer rowwise_adagrad, or ingest with fewer num_slots."
+        "--optimizer rowwise_adagrad, or fewer --num-slots."
     )

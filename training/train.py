@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from featurestore.options import store_option
+from featurestore.options import lookups_option, store_option
 from training.allocator import keep_freed_memory
 from training.config import TrainConfig, flag
 from training.feed import CHOICES
@@ -30,6 +30,7 @@ Examples:
   slotstore train --store store
   slotstore train --store store --epochs 20 --batch-size 8192 --lr 0.01
   slotstore train --store store --snapshot 4761317f9857 --device cuda --no-tracking
+  slotstore train --store store --num-slots 100000            # another table, without ingesting again
   slotstore train --store store --resume latest               # a killed run, as if it had not been
   slotstore train --store store --resume 20260101-120000-1a2b --epochs 20
   torchrun --nproc-per-node 4 -m training.train --store store --shard-table
@@ -62,6 +63,8 @@ def _option(field: str, kind: Any, text: str) -> Callable[[_Function], _Function
 @click.command("train", cls=_TrainCommand, epilog=EPILOG)
 @store_option
 @_option("snapshot", str, "A snapshot, or the start of its id.")
+@_option("num_slots", int, "Rows of the table: a snapshot of so many slots is made of that one, or found.")
+@lookups_option
 @_option("model", click.Choice(list(MODELS)), "The network over the shared table.")
 @_option("device", str, "cpu, cuda or cuda:N; auto is cuda where there is one.")
 @_option("epochs", int, "Most epochs to train, those of a resumed run included.")

@@ -53,7 +53,7 @@ def _cut(table, count):
 
 
 def _vocabulary(table, feature):
-    counts = table.column(feature.column).cast(pa.string()).value_counts()
+    counts = table.column(feature.column).cast(pa.string()).fill_null("").value_counts()
     values = counts.field("values")
     hashes = hash_values(values, feature.seeds)
     columns = [[feature.name] * len(values), values, counts.field("counts"), hashes.T.tolist()]

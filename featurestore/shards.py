@@ -1,7 +1,4 @@
-"""One file at a time, whole or not at all: shards and the reports that say they are done."""
-
-import dataclasses
-import json
+"""Writing shards: one Parquet file at a time, whole or not at all, always in the same way."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,8 +6,6 @@ import pyarrow.parquet as pq
 from featurestore.digest import bytes_digest
 from featurestore.manifest import Shard
 from featurestore.paths import AnyPath, write_whole
-
-REPORTS = "reports"
 
 
 def shard_name(kind: str, index: int, count: int) -> str:
@@ -40,10 +35,3 @@ def write_parquet(table: pa.Table, folder: AnyPath, name: str) -> Shard:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data)
     return Shard(name, table.num_rows, data.size, bytes_digest(data))
-
-
-def write_report(folder: AnyPath, name: str, report: object) -> None:
-    """Write a dataclass as ``reports/<name>.json``, whole or not at all."""
-    path = folder / REPORTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, json.dumps(dataclasses.asdict(report)).encode())  # type: ignore[call-overload]
