@@ -24,6 +24,7 @@ COMMANDS = {
     "cache": ("featurestore.cache_command:command", "Show or remove the copies that trainings have made."),
     "train": ("training.train:command", "Train a model on a snapshot."),
     "compare": ("training.comparison.command:command", "Compare memory layouts at equal bytes."),
+    "utilization": ("training.utilization.command:command", "Show how a trained table is used."),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }
 EXTRAS = {"apache_beam": "ingest", "mlflow": "track", "matplotlib": "track"}

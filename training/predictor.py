@@ -16,8 +16,9 @@ from featurestore.encode import encode
 from featurestore.errors import SpecError, did_you_mean
 from featurestore.snapshot import Snapshot
 from featurestore.spec import FeatureSpec
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.models import build_model
+from training.networks import Network
 from training.optimizers import settled
 
 CHUNK_ROWS = 65_536
@@ -54,10 +55,7 @@ class Predictor:
         loaded = load_checkpoint(Path(checkpoint))
         if snapshot is not None:
             loaded.check_fits(snapshot)
-        spec = loaded.load_spec()
-        model = build_model(loaded.config["model"], spec)
-        model.load_state_dict(settled(loaded.model, loaded.optimizer))
-        return cls(model, spec)
+        return cls(load_model(loaded), loaded.load_spec())
 
     def predict(self, table: pa.Table) -> npt.NDArray[np.float32]:
         """Predict ratings or probabilities, float32 (n,).
@@ -79,6 +77,13 @@ class Predictor:
         scores = scores.sigmoid() if self.spec.label.is_binary else scores
         result: npt.NDArray[np.float32] = scores.numpy()
         return result
+
+
+def load_model(checkpoint: Checkpoint) -> Network:
+    """Return the model of a checkpoint, on the CPU and ready to predict."""
+    model = build_model(checkpoint.config["model"], checkpoint.load_spec())
+    model.load_state_dict(settled(checkpoint.model, checkpoint.optimizer))
+    return model.eval()
 
 
 EPILOG = """\b
