@@ -25,6 +25,10 @@ COMMANDS = {
     "train": ("training.train:command", "Train a model on a snapshot."),
     "compare": ("training.comparison.command:command", "Compare memory layouts at equal bytes."),
     "utilization": ("training.utilization.command:command", "Show how a trained table is used."),
+    "prune-table": (
+        "training.utilization.prune_command:command",
+        "Write a trained model without the rows that no value has.",
+    ),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }
 EXTRAS = {"apache_beam": "ingest", "mlflow": "track", "matplotlib": "track"}

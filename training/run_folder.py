@@ -119,7 +119,7 @@ def _intact(path: Path) -> Checkpoint | None:
 
 def _is_best_of(candidate: Checkpoint | None, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint was kept at the end of the best epoch in another one's history."""
-    if candidate is None:
+    if candidate is None or candidate.is_pruned:
         return False
     bests = [index for index, result in enumerate(checkpoint.state["history"]) if result["best"]]
     before = checkpoint.state["history"][: bests[-1] + 1] if bests else []

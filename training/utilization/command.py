@@ -33,7 +33,7 @@ split_option = click.option(
     type=click.Choice(["validation", "test"]),
     default="test",
     show_default=True,
-    help="The examples to score.",
+    help="The examples to predict.",
 )
 
 

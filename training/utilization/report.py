@@ -12,8 +12,10 @@ from featurestore.output import table_text
 from featurestore.store import FeatureStore
 from training.checkpoint import Checkpoint
 from training.comparison.measures import CollisionScores, Doubles
-from training.optimizers import TABLE
+from training.embeddings import UnifiedEmbedding
+from training.networks import Network
 from training.predictor import load_model
+from training.pruned import PrunedEmbedding
 from training.utilization.rows import SHARES, FeatureRows, RowUse, count_values, name_kinds
 from training.utilization.scores import KindScores, score_kinds
 
@@ -166,10 +168,10 @@ def measure_utilization(
         ArtifactError: the snapshot has no vocabulary, or is damaged.
     """
     checkpoint.check_fits(store.snapshot)
-    model, spec = load_model(checkpoint), store.spec
+    model, spec = load_model(checkpoint, path), store.spec
     count_values(store)
     name_kinds(store)
-    use, norms = RowUse.read(store), row_norms(model.get_parameter(TABLE).detach())
+    use, norms = RowUse.read(store), row_norms(whole_table(model))
     counted = store.sql("SELECT feature, count(*) AS n FROM value_use GROUP BY feature").to_pylist()
     values = {each["feature"]: each["n"] for each in counted}
     names = [feature.name for feature in spec.features]
@@ -187,6 +189,13 @@ def measure_utilization(
         split,
         score_kinds(store, split, model, advance),
     )
+
+
+def whole_table(model: Network) -> torch.Tensor:
+    """Return a model's table with a row for each slot, (R, D)."""
+    embedding = model.embedding
+    assert isinstance(embedding, UnifiedEmbedding | PrunedEmbedding)  # of `load_model`
+    return embedding.whole().detach()
 
 
 def row_norms(table: torch.Tensor) -> Doubles:

@@ -67,10 +67,15 @@ def count_values(store: FeatureStore) -> None:
         GROUP BY slot, feature"""
     )
     if not store.sql("SELECT count(*) AS n FROM value_use")["n"][0].as_py():
-        raise ArtifactError(
-            f"snapshot {store.snapshot.manifest.id} of {store.path} has no vocabulary, which says whose rows "
-            f"are whose: `slotstore ingest SOURCE --store {store.path}` makes a snapshot with one"
-        )
+        raise no_vocabulary(store)
+
+
+def no_vocabulary(store: FeatureStore) -> ArtifactError:
+    """Return the error of a snapshot whose vocabulary is empty."""
+    return ArtifactError(
+        f"snapshot {store.snapshot.manifest.id} of {store.path} has no vocabulary, which says whose rows "
+        f"are whose: `slotstore ingest SOURCE --store {store.path}` makes a snapshot with one"
+    )
 
 
 def name_kinds(store: FeatureStore) -> None:

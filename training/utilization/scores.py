@@ -119,7 +119,7 @@ def _score(model: Network, slots: torch.Tensor, store: FeatureStore) -> torch.Te
     except IndexError as error:
         raise ArtifactError(
             f"snapshot {store.snapshot.manifest.id} has a slot that the table does not have, of "
-            f"{store.spec.table.num_slots:,} rows: `slotstore snapshots verify --store {store.path}` says what "
-            "is damaged"
+            f"{store.spec.table.num_slots:,} rows: `slotstore snapshots verify --store {store.path}` says "
+            "what is damaged"
         ) from error
     return scores

@@ -6,7 +6,6 @@ import pytest
 
 from featurestore.hashing import slot
 from featurestore.store import FeatureStore
-from tests.conftest import write_tiny
 from training.config import TrainConfig
 from training.job import train
 
@@ -16,7 +15,7 @@ num_slots = 24
 dim = 4
 [[features]]
 name = "user_id"
-seeds = [0, 1]
+seeds = [0, 3]
 [[features]]
 name = "movie_id"
 seeds = [0]
@@ -40,16 +39,19 @@ class Small:
     checkpoint: object
 
     def slots(self, feature, value):
-        seeds = {"user_id": [0, 1], "movie_id": [0], "zip": [3]}[feature]
+        seeds = {"user_id": [0, 3], "movie_id": [0], "zip": [3]}[feature]
         return {slot(value, seed, 24) for seed in seeds}
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory, ingest_folder):
-    """Three users of four movies, and a fourth whose only rating, of a fifth movie, the label drops."""
+def small(tmp_path_factory, ingest_folder, write_tiny_source):
+    """Three users of four movies, and a fourth whose only rating, of a fifth movie, the label drops.
+
+    Both lookups of user 1 lead to one row.
+    """
     folder = tmp_path_factory.mktemp("small")
     source = folder / "ml"
-    write_tiny(source)
+    write_tiny_source(source)
     for name, line in {
         "users.dat": "4::F::18::2::00000",
         "movies.dat": "5::Only dropped (1990)::Drama",

@@ -69,7 +69,8 @@ def seen(opened):
     return found
 
 
-def test_the_store_has_all_that_can_become_of_a_value(seen):
+def test_the_store_has_all_that_can_become_of_a_value(seen, small):
+    assert len(small.slots("user_id", "1")) == 1 < len(small.slots("user_id", "2"))
     kinds = {(count["train"] > 0, count["validation"] + count["test"] > 0) for count in seen.values()}
     assert kinds == {(True, True), (True, False), (False, True), (False, False)}
 
