@@ -31,9 +31,7 @@ model_snapshot_option = click.option(
 split_option = click.option(
     "--split",
     type=click.Choice(["validation", "test"]),
-    default="test",
-    show_default=True,
-    help="The examples to predict.",
+    help="The examples to predict. Default: test, or validation where that is empty.",
 )
 
 
@@ -43,7 +41,7 @@ split_option = click.option(
 @model_snapshot_option
 @split_option
 @json_option
-def command(run: str, *, store: AnyPath, snapshot_id: str | None, split: str, as_json: bool) -> None:
+def command(run: str, *, store: AnyPath, snapshot_id: str | None, split: str | None, as_json: bool) -> None:
     """Show how the table of a trained model is used.
 
     Rows that no value has or training never touched, rows that values share and features dominate, norms by
@@ -54,20 +52,20 @@ def command(run: str, *, store: AnyPath, snapshot_id: str | None, split: str, as
     checkpoint = load_checkpoint(path, mmap=True)
     with (
         FeatureStore(store, snapshot_id or checkpoint.snapshot) as opened,
-        scoring(opened.splits.rows[split]) as advance,
+        scoring(opened, split) as (chosen, advance),
     ):
-        found = measure_utilization(opened, checkpoint, path, split, advance)
+        found = measure_utilization(opened, checkpoint, path, chosen, advance)
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found), nl=as_json)
 
 
 @contextlib.contextmanager
-def scoring(rows: int) -> Iterator[Callable[[int], None]]:
-    """Show on stderr, where that is a terminal, how many of so many examples have been scored."""
+def scoring(store: FeatureStore, split: str | None) -> Iterator[tuple[str, Callable[[int], None]]]:
+    """Yield the split to predict, and what shows on stderr, where that is a terminal, how far it has come."""
+    split = split or ("test" if store.splits.rows["test"] else "validation")
     console = Console(stderr=True)
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-    bar = rich.progress.Progress(
+    with rich.progress.Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("scoring", total=rows)
-        yield lambda more: bar.advance(task, more)
+    ) as bar:
+        task = bar.add_task(split, total=store.splits.rows[split])
+        yield split, lambda more: bar.advance(task, more)

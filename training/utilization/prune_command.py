@@ -34,7 +34,7 @@ leads there, as before. `slotstore snapshots prune` is another thing: it removes
 @split_option
 @json_option
 def command(
-    run: str, *, store: AnyPath, output: Path, snapshot_id: str | None, split: str, as_json: bool
+    run: str, *, store: AnyPath, output: Path, snapshot_id: str | None, split: str | None, as_json: bool
 ) -> None:
     """Write a trained model without the rows of its table that no value has.
 
@@ -45,7 +45,7 @@ def command(
     checkpoint = load_checkpoint(path, mmap=True)
     with (
         FeatureStore(store, snapshot_id or checkpoint.snapshot) as opened,
-        scoring(opened.splits.rows[split]) as advance,
+        scoring(opened, split) as (chosen, advance),
     ):
-        found = prune_table(opened, checkpoint, path, output, split, advance)
+        found = prune_table(opened, checkpoint, path, output, chosen, advance)
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found), nl=as_json)

@@ -100,6 +100,8 @@ class Pruning:
         whole = self.bytes[-1]
         told = [
             f"{before - after:,} of {before:,} bytes in {place} ({1 - after / before:.1%})"
+            if after < before
+            else f"none of {before:,} bytes in {place}, where it takes {after - before:,} more"
             for place, (before, after) in (("the file", whole.file), ("memory", whole.memory))
         ]
         return f"Gone: {', '.join(told)}.\n"

@@ -66,6 +66,13 @@ def small(tmp_path_factory, ingest_folder, write_tiny_source):
     return Small(folder / "store", run / "best.pt")
 
 
+@pytest.fixture(scope="session")
+def article_model(article_store, tmp_path_factory):
+    """The best checkpoint of a training with the article's spec, nearly all of whose rows are in use."""
+    folder = tmp_path_factory.mktemp("article")
+    return train(TrainConfig(article_store, epochs=1, tracking=False, checkpoint_dir=folder)).checkpoint
+
+
 @pytest.fixture
 def opened(small):
     with FeatureStore(small.store) as store:

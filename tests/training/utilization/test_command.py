@@ -43,6 +43,13 @@ def test_another_split_has_other_examples(small):
     assert "All examples of validation: " in run("--store", small.store, "--split", "validation")
 
 
+def test_where_the_test_split_is_empty_validation_is_scored(article_store, article_model):
+    told = run(article_model, "--store", article_store)
+    assert "All examples of validation: rmse " in told
+    told = run(article_model, "--store", article_store, "--split", "test")
+    assert "The test split is empty: no example to score." in told
+
+
 def test_an_unknown_run_names_the_nearest(small, tmp_path):
     with pytest.raises(
         NotFound, match=r"no run '20260101-000000-aaab' .*did you mean '20260101-000000-aaaa'"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +14,18 @@ import training.predictor
 import training.train
 from featurestore.errors import ArtifactError, FingerprintError, SpecError, VersionError
 from featurestore.hashing import slot
+from featurestore.store import FeatureStore
 from training import checkpoint as checkpoint_module
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainConfig
+from training.embeddings import projects_table
 from training.job import train
 from training.optimizers import OPTIMIZERS, TABLE
 from training.predictor import Predictor
 from training.pruned import KEPT
 from training.run_folder import RunFolder
 from training.utilization.prune_command import command
-from training.utilization.pruning import prune_table, used_slots
+from training.utilization.pruning import Bytes, Pruning, prune_table, used_slots
 from training.utilization.report import measure_utilization
 
 
@@ -94,6 +97,26 @@ def test_predictions_stay_the_same_bits(tiny_store, tiny, tmp_path, optimizer, d
     rows = known(tiny, whole)
     assert whole.predict(rows).tobytes() == pruned.predict(rows).tobytes()
     assert len(np.unique(whole.predict(rows))) > 1000
+
+
+def test_what_takes_more_than_before_is_told_as_that():
+    parts = [Bytes("whole", (200, 100), (1000, 1256))]
+    told = str(Pruning(Path("a"), Path("b"), "0123", 999, 1000, parts, "test", 0, []))
+    assert "Gone: 100 of 200 bytes in the file (50.0%), none of 1,000 bytes in memory, " in told
+    assert "where it takes 256 more.\n" in told
+
+
+def test_a_batch_for_which_the_table_is_multiplied_gives_the_same_bits(
+    article_store, article_model, tmp_path
+):
+    output = tmp_path / "pruned.pt"
+    told = run(article_model, "--store", article_store, "--output", output)
+    assert " examples of validation.\n" in told  # its test split is empty
+    whole, pruned = Predictor.load(article_model), Predictor.load(output)
+    with FeatureStore(article_store) as store:
+        rows = known(store, whole)
+    assert projects_table(torch.zeros(len(rows), 7), 1000)
+    assert whole.predict(rows).tobytes() == pruned.predict(rows).tobytes()
 
 
 def test_rows_that_owe_decay_have_paid_it(small, opened, tmp_path):
