@@ -78,6 +78,7 @@ def load_resumed_config(config: TrainConfig, given: Mapping[str, Any]) -> TrainC
     Raises:
         NotFound: there is no such run or checkpoint.
         ArtifactError: none of its checkpoints is intact.
+        SpecError: it is a pruned model.
     """
     checkpoint = Resumed.load(config, _say_nothing).checkpoint
     settings = config.resumed(checkpoint.config, given)

@@ -1,5 +1,6 @@
 """A trained model without the rows that no value has, and the proof that it predicts the same."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -227,23 +228,22 @@ def _compare(
     fresh, features = objective_for(store.spec.label).metrics, store.spec.features
     generator = torch.Generator().manual_seed(UNSEEN_SEED)
     metrics = [(fresh(), fresh()) for _ in features]
-    stream = SplitStream(store, split, BATCH_ROWS)
-    for batch in stream.epoch(0):
-        if not same_bits(*(model(batch.slots) for model in models)):
-            raise ArtifactError(
-                f"predictions of {split} differ: examples of snapshot {store.snapshot.manifest.id} have "
-                f"values that its vocabulary lacks. `slotstore snapshots verify --store {store.path}` says "
-                "what is damaged; nothing was written"
-            )
-        first = 0
-        for feature, pair in zip(features, metrics, strict=True):
-            slots, last = batch.slots.clone(), first + len(feature.seeds)
-            slots[:, first:last].random_(store.spec.table.num_slots, generator=generator)
-            for model, of_model in zip(models, pair, strict=True):
-                of_model.update(model(slots), batch.labels)
-            first = last
-        advance(len(batch.labels))
-    stream.close()
+    with contextlib.closing(SplitStream(store, split, BATCH_ROWS)) as stream:
+        for batch in stream.epoch(0):
+            if not same_bits(*(model(batch.slots) for model in models)):
+                raise ArtifactError(
+                    f"predictions of {split} differ: examples of snapshot {store.snapshot.manifest.id} have "
+                    f"values that its vocabulary lacks. `slotstore snapshots verify --store {store.path}` "
+                    "says what is damaged; nothing was written"
+                )
+            first = 0
+            for feature, pair in zip(features, metrics, strict=True):
+                slots, last = batch.slots.clone(), first + len(feature.seeds)
+                slots[:, first:last].random_(store.spec.table.num_slots, generator=generator)
+                for model, of_model in zip(models, pair, strict=True):
+                    of_model.update(model(slots), batch.labels)
+                first = last
+            advance(len(batch.labels))
     if not stream.rows:
         return 0, []
     named = zip(features, metrics, strict=True)
