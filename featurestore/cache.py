@@ -7,7 +7,7 @@ A copy can be made again from its snapshot at any time, so nothing is lost with 
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.paths import AnyPath, files_below, remove_tree
+from featurestore.paths import AnyPath, files_below, local_folder, remove_tree
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cached:
 
 def cache_folder(store: AnyPath) -> Path:
     """Return the folder with a store's copies."""
-    return (store if isinstance(store, Path) else Path(store.name)) / "cache"
+    return local_folder(store) / "cache"
 
 
 def cached(store: AnyPath) -> list[Cached]:

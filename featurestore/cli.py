@@ -26,6 +26,11 @@ COMMANDS = {
     "train": ("training.train:command", "Train a model on a snapshot."),
     "advise": ("training.comparison.advise_command:command", "Advise on the table for a number of bytes."),
     "compare": ("training.comparison.command:command", "Compare memory layouts at equal bytes."),
+    "utilization": ("training.utilization.command:command", "Show how a trained table is used."),
+    "prune-table": (
+        "training.utilization.prune_command:command",
+        "Write a trained model without the rows that no value has.",
+    ),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }
 EXTRAS = {"apache_beam": "ingest", "mlflow": "track", "matplotlib": "track"}

@@ -176,6 +176,11 @@ def as_path(text: str | AnyPath) -> AnyPath:
     return RemotePath(scheme, key)
 
 
+def local_folder(store: AnyPath) -> Path:
+    """Return where what is made of a store is kept: the store, or a folder of its name here for a URL."""
+    return store if isinstance(store, Path) else Path(store.name)
+
+
 def arrow_file(path: AnyPath) -> pa.NativeFile:
     """Open a file for Arrow to read at any position."""
     return pa.OSFile(str(path)) if isinstance(path, Path) else path.open()

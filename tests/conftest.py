@@ -129,6 +129,12 @@ def tiny_source(tmp_path) -> Source:
     return open_source(str(folder), tmp_path)
 
 
+@pytest.fixture(scope="session")
+def write_tiny_source():
+    """The function `write_tiny`."""
+    return write_tiny
+
+
 def write_tiny(folder: Path) -> None:
     """Write a tiny ml-1m."""
     folder.mkdir(parents=True)

@@ -21,6 +21,8 @@ from featurestore.snapshot import Snapshot
 from featurestore.spec import FeatureSpec, parse_spec
 
 FORMAT_VERSION = 2
+PRUNED_VERSION = 3
+"""Of a pruned model: a slotstore that knows none must not take its table for a whole one."""
 # What reading a damaged or foreign file raises.
 _ZIP_DAMAGE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile)
 _PICKLE_DAMAGE = (pickle.UnpicklingError, LookupError, TypeError, ValueError, AttributeError)
@@ -51,6 +53,11 @@ class Checkpoint:
     def rows(self) -> int:
         """Rows trained on of the epoch after it."""
         return int(self.state["rows"])
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the table has only the rows in use: see `training.pruned`. It cannot be trained on."""
+        return self.format_version == PRUNED_VERSION
 
     def load_spec(self) -> FeatureSpec:
         """Return the spec of the model's slots."""
@@ -122,7 +129,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: boo
         _check_bytes(path)
         fields = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         version = fields["format_version"]
-        if version == FORMAT_VERSION:
+        if version in (FORMAT_VERSION, PRUNED_VERSION):
             return Checkpoint(**fields)
     except FileNotFoundError as error:
         raise NotFound(f"no checkpoint {path}: `slotstore train` writes one") from error
@@ -131,7 +138,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, mmap: boo
             f"{path} is no intact checkpoint ({error}): take another one of its run, or train again"
         ) from error
     raise VersionError(
-        f"{path} has format version {version}, this slotstore reads {FORMAT_VERSION}: "
+        f"{path} has format version {version}, this slotstore reads {FORMAT_VERSION} and {PRUNED_VERSION}: "
         "train again, or use the slotstore that wrote it"
     )
 

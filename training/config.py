@@ -13,7 +13,7 @@ import torch
 
 from featurestore.errors import SpecError, did_you_mean
 from featurestore.hashing import MAX_SLOTS
-from featurestore.paths import AnyPath, RemotePath
+from featurestore.paths import AnyPath, RemotePath, local_folder
 from training.feed import CHOICES
 from training.models import MODELS
 from training.optimizers import OPTIMIZERS, TABLE_LR
@@ -147,7 +147,7 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         """Where checkpoints and the record of runs go: the store, or beside us where that is a URL."""
-        return self.store if isinstance(self.store, Path) else Path(self.store.name)
+        return local_folder(self.store)
 
     def torch_device(self) -> torch.device:
         """Return the device to train on."""

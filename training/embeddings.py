@@ -83,29 +83,45 @@ class UnifiedEmbedding(SlotEmbedding):
         Raises:
             IndexError: on a CPU, where a slot is outside the table.
         """
-        if not self._projects_the_table(slots):
+        if self.sparse or not projects_table(slots, len(self.weight)):
             return super().project(slots, layer)
-        (num_slots, dim), lookups = self.weight.shape, slots.shape[1]
-        low, high = torch.aminmax(slots)
-        if low < 0 or high >= num_slots:
-            raise IndexError(f"a slot is outside the table: it has {num_slots:,} rows")
-        parts = layer.weight.view(-1, lookups, dim).permute(2, 1, 0)  # (D, L, H): all W_l.T
-        products = self.weight @ parts.flatten(1)  # (num_slots, L * H)
-        table = products.view(num_slots * lookups, -1)  # row s * L + l: weight[s] @ W_l.T
-        rows = slots * lookups + torch.arange(lookups, dtype=slots.dtype)
-        sums: torch.Tensor = _CpuSum.apply(table, rows)
-        return sums + layer.bias
+        return project_table(self.weight, slots, layer)
 
-    def _projects_the_table(self, slots: torch.Tensor) -> bool:
-        if self.weight.device.type != "cpu" or self.sparse:
-            return False
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return False
-        return slots.numel() >= RADIX_ROWS and len(slots) >= PROJECTION_RATIO * len(self.weight)
+    def whole(self) -> torch.Tensor:
+        """Return the table, (num_slots, D)."""
+        return self.weight
 
     def extra_repr(self) -> str:
         """Describe the table in `repr`."""
         return "{}, {}".format(*self.weight.shape) + (", sparse=True" if self.sparse else "")
+
+
+def projects_table(slots: torch.Tensor, num_slots: int) -> bool:
+    """Whether `project_table` is the cheaper road for slots (B, L) into a table of so many rows."""
+    if slots.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return slots.numel() >= RADIX_ROWS and len(slots) >= PROJECTION_RATIO * num_slots
+
+
+def project_table(weight: torch.Tensor, slots: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    """Return what `UnifiedEmbedding.project` does, multiplying the table (num_slots, D): (B, L) -> (B, H)."""
+    (num_slots, dim), lookups = weight.shape, slots.shape[1]
+    check_slots(slots, num_slots)
+    parts = layer.weight.view(-1, lookups, dim).permute(2, 1, 0)  # (D, L, H): all W_l.T
+    products = weight @ parts.flatten(1)  # (num_slots, L * H)
+    table = products.view(num_slots * lookups, -1)  # row s * L + l: weight[s] @ W_l.T
+    rows = slots * lookups + torch.arange(lookups, dtype=slots.dtype)
+    sums: torch.Tensor = _CpuSum.apply(table, rows)
+    return sums + layer.bias
+
+
+def check_slots(slots: torch.Tensor, num_slots: int) -> None:
+    """Raise IndexError where a slot is outside a table of so many rows."""
+    if not slots.numel():
+        return
+    low, high = torch.aminmax(slots)
+    if low < 0 or high >= num_slots:
+        raise IndexError(f"a slot is outside the table: it has {num_slots:,} rows")
 
 
 def look_up(weight: torch.Tensor, slots: torch.Tensor, *, sparse: bool = False) -> torch.Tensor:

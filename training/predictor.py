@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from featurestore.encode import encode
-from featurestore.errors import SpecError, did_you_mean
+from featurestore.errors import ArtifactError, SpecError, did_you_mean
 from featurestore.snapshot import Snapshot
 from featurestore.spec import FeatureSpec
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.models import build_model
+from training.networks import Network
 from training.optimizers import settled
+from training.pruned import pruned_table
 
 CHUNK_ROWS = 65_536
 """Rows predicted at a time."""
@@ -54,10 +56,7 @@ class Predictor:
         loaded = load_checkpoint(Path(checkpoint))
         if snapshot is not None:
             loaded.check_fits(snapshot)
-        spec = loaded.load_spec()
-        model = build_model(loaded.config["model"], spec)
-        model.load_state_dict(settled(loaded.model, loaded.optimizer))
-        return cls(model, spec)
+        return cls(load_model(loaded, Path(checkpoint)), loaded.load_spec())
 
     def predict(self, table: pa.Table) -> npt.NDArray[np.float32]:
         """Predict ratings or probabilities, float32 (n,).
@@ -79,6 +78,27 @@ class Predictor:
         scores = scores.sigmoid() if self.spec.label.is_binary else scores
         result: npt.NDArray[np.float32] = scores.numpy()
         return result
+
+
+def load_model(checkpoint: Checkpoint, path: Path) -> Network:
+    """Return the model of a checkpoint, whole or pruned, on the CPU and ready to predict.
+
+    Raises:
+        ArtifactError: it is pruned, and the remap of the slots and the table do not fit each other.
+    """
+    name, spec = checkpoint.config["model"], checkpoint.load_spec()
+    if not checkpoint.is_pruned:
+        model = build_model(name, spec)
+        model.load_state_dict(settled(checkpoint.model, checkpoint.optimizer))
+        return model.eval()
+    try:
+        model = build_model(name, spec, table=pruned_table(checkpoint.model))
+        model.load_state_dict(checkpoint.model)
+    except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, of a table of another size
+        raise ArtifactError(
+            f"{path} is no intact checkpoint ({error}): prune the one it was made of again"
+        ) from error
+    return model.eval()
 
 
 EPILOG = """\b

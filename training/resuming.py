@@ -34,13 +34,14 @@ class Resumed:
         Raises:
             NotFound: there is no such run or checkpoint.
             ArtifactError: none of its checkpoints is intact.
+            SpecError: it is a pruned model.
         """
         assert config.resume is not None
         found = find_run(config.resume, config.folder / "checkpoints")
         if isinstance(found, Path):
-            return cls(load_checkpoint(found), str(found), RunFolder(found.parent))
+            return cls(_whole(load_checkpoint(found), found), str(found), RunFolder(found.parent))
         told: list[str] = []
-        checkpoint = found.load_last(told.append)
+        checkpoint = _whole(found.load_last(told.append), found.last)
         for text in told:
             note(text)
         return cls(checkpoint, f"run {found.path}", found, damaged=bool(told))
@@ -77,12 +78,24 @@ def load_resumed_config(config: TrainConfig, given: Mapping[str, Any]) -> TrainC
     Raises:
         NotFound: there is no such run or checkpoint.
         ArtifactError: none of its checkpoints is intact.
+        SpecError: it is a pruned model.
     """
     checkpoint = Resumed.load(config, _say_nothing).checkpoint
     settings = config.resumed(checkpoint.config, given)
     if "snapshot" in given:
         return settings
     return dataclasses.replace(settings, snapshot=checkpoint.snapshot)
+
+
+def _whole(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Return a checkpoint that has all that training needs."""
+    if checkpoint.is_pruned:
+        problem = (
+            f"--resume: {path} is a pruned model, without the rows that no value has and without the "
+            "optimizer's state: go on from the run that it was made of, then prune again"
+        )
+        raise SpecError("train", [problem])
+    return checkpoint
 
 
 def _say_nothing(_: str) -> None:

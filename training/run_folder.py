@@ -119,7 +119,7 @@ def _intact(path: Path) -> Checkpoint | None:
 
 def _is_best_of(candidate: Checkpoint | None, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint was kept at the end of the best epoch in another one's history."""
-    if candidate is None:
+    if candidate is None or candidate.is_pruned:
         return False
     bests = [index for index, result in enumerate(checkpoint.state["history"]) if result["best"]]
     before = checkpoint.state["history"][: bests[-1] + 1] if bests else []
@@ -149,7 +149,7 @@ def new_run(checkpoints: Path, name: str | None) -> RunFolder:
 
 
 def find_run(run: str, checkpoints: Path) -> RunFolder | Path:
-    """Return the run, or the checkpoint file, that ``--resume`` names.
+    """Return the run, or the checkpoint file, that a person names.
 
     Args:
         run: a checkpoint file, a run's folder, its name or a part of it, or ``latest``.
@@ -171,4 +171,11 @@ def find_run(run: str, checkpoints: Path) -> RunFolder | Path:
         return RunFolder(checkpoints / matching[0])
     if matching:
         raise NotFound(f"{len(matching)} runs are called like {run!r}: {', '.join(matching)}")
-    raise NotFound(f"no run {run!r} in {checkpoints}{did_you_mean(run, names)}")
+    remedy = did_you_mean(run, names) if names else ": `slotstore train` makes one"
+    raise NotFound(f"no run {run!r} in {checkpoints}{remedy}")
+
+
+def find_model(run: str, checkpoints: Path) -> Path:
+    """Return the checkpoint file with the model of a run, that of its best epoch, named as for `find_run`."""
+    found = find_run(run, checkpoints)
+    return found if isinstance(found, Path) else found.best

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from training.embeddings import RADIX_ROWS, UnifiedEmbedding, dense_gradient, sparse_gradient
+from training.embeddings import (
+    RADIX_ROWS,
+    UnifiedEmbedding,
+    dense_gradient,
+    projects_table,
+    sparse_gradient,
+)
 
 MANY = RADIX_ROWS + 1  # lookups that take the other road
 
@@ -129,11 +135,12 @@ def test_a_projection_is_the_layer_of_the_concatenated_rows(count, dtype):
 
 
 def test_large_batches_on_a_small_table_are_projected():
-    table, _, slots = projections(50, RADIX_ROWS)
-    assert table._projects_the_table(slots)
-    assert not table._projects_the_table(slots[:100])
-    assert not UnifiedEmbedding(RADIX_ROWS, dim=1)._projects_the_table(slots)
-    assert not UnifiedEmbedding(50, dim=1, sparse=True)._projects_the_table(slots)
+    _, layer, slots = projections(50, RADIX_ROWS)
+    assert projects_table(slots, 50)
+    assert not projects_table(slots[:100], 50)
+    assert not projects_table(slots, RADIX_ROWS)
+    sparse = UnifiedEmbedding(50, dim=4, sparse=True)
+    assert sparse.project(slots, layer).equal(layer(sparse(slots)))
 
 
 @pytest.mark.parametrize("slot", [-1, 50])

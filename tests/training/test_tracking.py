@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from featurestore.errors import Interrupted, TrainingError
+from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.job import train
 from training.predictor import Predictor
 from training.tracking import next_command
 from training.train import command
+from training.utilization.pruning import prune_table
 
 # MLflow 3.17 uses what SQLAlchemy and pandas have deprecated, and warns of its own type hints: its affair.
 pytestmark = [
@@ -327,3 +329,20 @@ def test_mlflow_runs_the_project(synthetic_source, tmp_path):
     assert run.data.metrics["test_rmse"] > 0
     assert f"tracked     run {run.info.run_id}" in ran.stdout
     assert not (tmp_path / "store" / "mlflow.db").exists()
+
+
+def test_a_pruned_model_is_served_as_the_whole_one_is(model, tracked, mlflow, tiny, tmp_path):
+    path = tracked.checkpoint
+    prune_table(tiny, load_checkpoint(path), path, tmp_path / "pruned.pt")
+    mlflow.pyfunc.save_model(
+        str(tmp_path / "model"),
+        python_model=str(ROOT / "training" / "pyfunc_model.py"),
+        artifacts={"checkpoint": str(tmp_path / "pruned.pt")},
+        signature=model.metadata.signature,
+        input_example=pa.Table.from_pylist([tracked.example]).to_pandas(),
+        pip_requirements=[],
+    )
+    table = tiny.stream("test", list(tracked.example)).read_all()
+    text = pa.table({name: table[name].cast(pa.string()) for name in table.column_names}).to_pandas()
+    pruned = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert pruned.predict(text).tobytes() == model.predict(text).tobytes()

@@ -15,7 +15,7 @@ from featurestore.errors import ArtifactError, SpecError, TrainingError
 from featurestore.layouts import LAYOUTS, make_plan
 from featurestore.options import json_option, snapshot_option, store_option
 from featurestore.output import table_text
-from featurestore.paths import AnyPath, locked, write_whole
+from featurestore.paths import AnyPath, local_folder, locked, write_whole
 from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
@@ -182,8 +182,7 @@ def comparison_folder(store: FeatureStore, setup: Setup) -> Path:
     """Return where the cells are kept: a folder for each snapshot and setup, so that none are mixed."""
     what = {"version": VERSION, "snapshot": store.snapshot.manifest.id, **dataclasses.asdict(setup)}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-    parent = store.path if isinstance(store.path, Path) else Path(store.path.name)
-    return parent / "comparisons" / digest
+    return local_folder(store.path) / "comparisons" / digest
 
 
 def plan_cells(
