@@ -337,13 +337,14 @@ def _load(store: FeatureStore, known: Mapping[str, Shape], num_slots: int) -> Lo
         for row in _ask(store, "FROM slot_histogram($n)", num_slots)
     ]
     query = """
-        WITH hot AS MATERIALIZED (FROM slot_load($n) ORDER BY count DESC, slot LIMIT $hottest),
-        members AS (
-            SELECT slot, min_by(feature || '=' || value, (-count, feature, value), $members) AS members
-            FROM (SELECT DISTINCT slot, feature, value, count FROM slots($n) SEMI JOIN hot USING (slot))
-            GROUP BY slot)
-        SELECT slot, uses, values, count, members FROM hot JOIN members USING (slot)
-        ORDER BY count DESC, slot"""
+        WITH hot AS (
+            SELECT slot FROM slots($n) GROUP BY slot ORDER BY sum(count) DESC, slot LIMIT $hottest),
+        held AS (
+            SELECT slot, feature, value, count, count(*) AS uses
+            FROM slots($n) SEMI JOIN hot USING (slot) GROUP BY slot, feature, value, count)
+        SELECT slot, sum(uses)::BIGINT AS uses, count(*) AS values, sum(uses * count)::BIGINT AS count,
+            min_by(feature || '=' || value, (-count, feature, value), $members) AS members
+        FROM held GROUP BY slot ORDER BY count DESC, slot"""
     hottest = _ask(store, query, num_slots, hottest=HOTTEST, members=MEMBERS)
     unused = steps[0].slots.observed
     return Load(

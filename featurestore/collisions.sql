@@ -26,11 +26,10 @@ CREATE OR REPLACE MACRO taken_slots(n := num_slots()) AS TABLE
         FROM (SELECT *, CASE WHEN len(slots) = 1 THEN slots ELSE list_distinct(slots) END AS distinct_slots
             FROM value_slots(n)));
 
--- A row for each feature and each slot that it uses. values: how many share it. uses: with their lookups, more where
--- a value takes it twice; of its pairs of uses so many are `same_value`. count: how often examples read it.
+-- A row for each feature and each slot that it uses. values: how many share it. uses: with all their lookups, more
+-- where a value takes it twice. count: how often examples read it.
 CREATE OR REPLACE MACRO feature_load(n := num_slots()) AS TABLE
-    SELECT slot, feature, count(*) AS values, sum(uses)::BIGINT AS uses,
-        sum(uses * (uses - 1) // 2)::BIGINT AS same_value, sum(count * uses)::BIGINT AS count
+    SELECT slot, feature, count(*) AS values, sum(uses)::BIGINT AS uses, sum(count * uses)::BIGINT AS count
     FROM taken_slots(n) GROUP BY slot, feature;
 
 -- A row for each slot in use, whatever the feature.
@@ -75,27 +74,25 @@ CREATE OR REPLACE MACRO value_collisions(n := num_slots()) AS TABLE
 -- Three rows for each feature: its values that share a slot with values of the same feature, of other features, of any.
 -- shared: those that share at least one of their slots; all_shared: those that share all. count: their traffic.
 CREATE OR REPLACE MACRO collisions(n := num_slots()) AS TABLE
-    WITH counted AS (
-        SELECT feature, count(*) AS values, sum(count)::BIGINT AS count,
-            list_zip(['same', 'others', 'any'],
-                [count(*) FILTER (with_same > 0), count(*) FILTER (with_others > 0), count(*) FILTER (with_any > 0)],
-                [sum(count) FILTER (with_same > 0), sum(count) FILTER (with_others > 0),
-                    sum(count) FILTER (with_any > 0)],
-                [count(*) FILTER (with_same = taken), count(*) FILTER (with_others = taken),
-                    count(*) FILTER (with_any = taken)],
-                [sum(count) FILTER (with_same = taken), sum(count) FILTER (with_others = taken),
-                    sum(count) FILTER (with_any = taken)]) AS found
-        FROM value_collisions(n) GROUP BY feature)
-    SELECT feature, one[1] AS sharing_with, values, count, one[2] AS shared, coalesce(one[3], 0)::BIGINT AS shared_count,
-        one[4] AS all_shared, coalesce(one[5], 0)::BIGINT AS all_shared_count
-    FROM (SELECT feature, values, count, unnest(found) AS one FROM counted);
+    WITH alike AS (
+        SELECT feature, taken, [with_same, with_others, with_any] AS met, count(*) AS values, sum(count) AS count
+        FROM value_collisions(n) GROUP BY feature, taken, with_same, with_others, with_any)
+    SELECT feature, sharing_with, sum(values)::BIGINT AS values, sum(count)::BIGINT AS count,
+        coalesce(sum(values) FILTER (slots > 0), 0)::BIGINT AS shared,
+        coalesce(sum(count) FILTER (slots > 0), 0)::BIGINT AS shared_count,
+        coalesce(sum(values) FILTER (slots = taken), 0)::BIGINT AS all_shared,
+        coalesce(sum(count) FILTER (slots = taken), 0)::BIGINT AS all_shared_count
+    FROM (SELECT *, unnest(['same', 'others', 'any']) AS sharing_with, unnest(met) AS slots FROM alike)
+    GROUP BY feature, sharing_with;
 
 -- A row for each pair of features, and for each feature with itself. slots: those that both use (with itself: that two
 -- of its values use). pairs: pairs of uses, of two values, in one slot. values, count: of `feature`, those that
 -- share a slot with a value of `other`; other_values, other_count: the reverse.
 CREATE OR REPLACE MACRO feature_pairs(n := num_slots()) AS TABLE
-    WITH taken AS MATERIALIZED (SELECT number, feature, slot, count FROM taken_slots(n)),
-    loads AS MATERIALIZED (FROM feature_load(n)),
+    WITH taken AS MATERIALIZED (SELECT number, feature, slot, uses, count FROM taken_slots(n)),
+    loads AS MATERIALIZED (
+        SELECT slot, feature, count(*) AS values, sum(uses) AS uses, sum(uses * (uses - 1) // 2) AS same_value
+        FROM taken GROUP BY slot, feature),
     names AS MATERIALIZED (SELECT DISTINCT feature FROM vocabulary),
     met AS (
         SELECT one.feature, other.feature AS other, count(*) AS slots,
