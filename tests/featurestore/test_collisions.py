@@ -311,6 +311,13 @@ def test_what_is_expected_stands_beside(made):
     missed = 0.1 * 0.9**6 + 0.9 * 0.8**6
     assert same.shared.expected == pytest.approx(4 * (1 - missed))
     assert same.shared_count.expected == pytest.approx(15 * (1 - missed))
+    others, everyone = found.features[1:3]  # 2 uses of b; these and the 6 of a
+    assert (others.sharing_with, everyone.sharing_with) == ("others", "any")
+    for one, uses in ((others, 2), (everyone, 8)):
+        assert one.shared.expected == pytest.approx(4 * (1 - 0.1 * 0.9**uses - 0.9 * 0.8**uses))
+    # two slots of a value, or one, each hit by one of the 6 uses
+    hit = 1 - 0.9**6
+    assert same.all_shared.expected == pytest.approx(4 * (0.1 * hit + 0.9 * hit**2))
     pair = found.pairs[1]
     assert (pair.feature, pair.other, pair.pairs.observed) == ("a", "b", 2)
     assert pair.pairs.expected == pytest.approx(8 * 2 / 10)
