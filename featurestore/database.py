@@ -13,13 +13,15 @@ import duckdb
 import pyarrow as pa
 
 from featurestore.errors import ArtifactError, QueryError
-from featurestore.manifest import REJECTS_SCHEMA
+from featurestore.manifest import REJECTS_SCHEMA, VOCABULARY_SCHEMA
 from featurestore.paths import AnyPath, RemotePath
 from featurestore.snapshot import Snapshot
 from featurestore.spec import SPLITS, FeatureSpec, Label, SplitRule
 from featurestore.splits import Splits, bucket_boundaries, condition, kept, place, quoted
 
-_XXH32 = (Path(__file__).parent / "xxh32.sql").read_text(encoding="utf-8")
+_XXH32, _COLLISIONS = (
+    (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("xxh32.sql", "collisions.sql")
+)
 _BIN_BITS = 14
 """Bins of 2**14 seconds: at most 200,000 from 1995 to 2100, which is when examples may be from."""
 
@@ -132,25 +134,26 @@ def parquet(files: Sequence[AnyPath]) -> str:
 def define_views(database: Database, snapshot: Snapshot) -> None:
     """Create the views and macros through which a snapshot is asked."""
     spec, splits = snapshot.manifest.load_spec(), snapshot.manifest.load_splits()
-    examples, vocabulary = (parquet(snapshot.files(kind)) for kind in ("examples", "vocabulary"))
+    vocabulary, rejects = (snapshot.files(kind) for kind in ("vocabulary", "rejects"))
     statements = [
         _XXH32,
-        f"CREATE OR REPLACE VIEW examples AS SELECT * FROM {examples}",
-        f"CREATE OR REPLACE VIEW vocabulary AS SELECT * FROM {vocabulary}",
-        f"CREATE OR REPLACE VIEW rejects AS {_rejects(snapshot.files('rejects'))}",
+        f"CREATE OR REPLACE VIEW examples AS SELECT * FROM {parquet(snapshot.files('examples'))}",
+        f"CREATE OR REPLACE VIEW vocabulary AS {_rows(vocabulary, VOCABULARY_SCHEMA)}",
+        f"CREATE OR REPLACE VIEW rejects AS {_rows(rejects, REJECTS_SCHEMA)}",
     ]
     views = [
         f"CREATE OR REPLACE VIEW {split} AS SELECT * FROM examples {splits.clause(split)}" for split in SPLITS
     ]
-    for statement in [*statements, *views, *_lookup_statements(spec)]:
+    for statement in [*statements, *views, *_lookup_statements(spec), _COLLISIONS]:
         database.execute(statement)
 
 
-def _rejects(files: Sequence[AnyPath]) -> str:
+def _rows(files: Sequence[AnyPath], schema: pa.Schema) -> str:
+    """Return SQL for the rows of ``files``; where there are none, for none with the columns of ``schema``."""
     if files:
         return f"SELECT * FROM {parquet(files)}"
-    types = {pa.string(): "VARCHAR", pa.int64(): "BIGINT"}
-    columns = ", ".join(f"NULL::{types[field.type]} AS {identifier(field.name)}" for field in REJECTS_SCHEMA)
+    types = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.list_(pa.uint32()): "UINTEGER[]"}
+    columns = ", ".join(f"NULL::{types[field.type]} AS {identifier(field.name)}" for field in schema)
     return f"SELECT {columns} WHERE false"
 
 
@@ -171,10 +174,7 @@ def _lookup_statements(spec: FeatureSpec) -> list[str]:
     return [
         f"""CREATE OR REPLACE VIEW lookups AS SELECT * FROM (VALUES {rows})
             AS t(feature, source_column, lookup, seed, slot_column)""",
-        f"""CREATE OR REPLACE VIEW slots AS
-            SELECT feature, value, lookup, seed, hashes[lookup + 1] AS hash,
-                (hashes[lookup + 1] % {slots})::INTEGER AS slot, count
-            FROM vocabulary JOIN lookups USING (feature)""",
+        f"CREATE OR REPLACE MACRO num_slots() AS {slots}",
         # A constant, not a subquery: there, an argument called feature or lookup would mean the inner column.
         f"""CREATE OR REPLACE MACRO seed_of(feature_name, lookup_number) AS coalesce(
             MAP {{{seeds}}}[feature_name || '/' || lookup_number],

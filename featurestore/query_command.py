@@ -15,8 +15,19 @@ from featurestore.splits import Splits
 from featurestore.store import FeatureStore
 
 QUERY_EPILOG = """\b
-Views: examples, train, validation, test, vocabulary, slots, lookups, rejects.
-Functions: slot(feature, value, lookup), xxh32(value, seed).
+Views: examples, train, validation, test, vocabulary, slots, lookups, rejects, hash_collisions.
+Functions: slot(feature, value, lookup), xxh32(value, seed), num_slots().
+
+\b
+Tables for any number of slots n; without it, for the snapshot's own num_slots():
+  slots(n)              a row for each value and lookup, as the view has them
+  collisions(n)         by feature: values, and their traffic, that share slots: with the same, others, any
+  value_collisions(n)   by value: how many of its slots are shared
+  lookup_collisions(n)  by lookup: slots used, values that share one, pairs
+  feature_pairs(n)      by pair of features: slots of both, pairs, values, traffic
+  inseparable(n)        groups of values that no lookup separates
+  slot_load(n)          by slot: uses, values, features, traffic; slot_histogram(n) counts slots by uses
+  feature_load(n), taken_slots(n), value_slots(n)   what these are made of
 
 \b
 Examples:
@@ -24,6 +35,7 @@ Examples:
   slotstore query "SELECT slot('user_id', '1193', 0)" --store store
   slotstore query "SELECT title, count(*) n FROM train GROUP BY ALL ORDER BY n DESC LIMIT 10" --store store
   slotstore query "FROM slots WHERE slot = 17" --store store --format csv
+  slotstore query "FROM value_collisions(65536) WHERE with_any = taken ORDER BY count DESC" --store store
   slotstore query "FROM train" --store store --format parquet --output train.parquet"""
 
 

@@ -46,6 +46,15 @@ class Snapshot:
         """Return the shards of ``kind``, in order."""
         return [self.folder / shard.path for shard in self.manifest.shards[kind]]
 
+    def vocabulary(self) -> list[AnyPath]:
+        """Return the shards of the vocabulary; NotFound where there are none."""
+        if files := self.files("vocabulary"):
+            return files
+        raise NotFound(
+            f"snapshot {self.manifest.id} has no vocabulary, over which values and collisions are counted: "
+            f"an ingestion builds one. {self._remedy()}"
+        )
+
     def problems(self, *, deep: bool) -> list[str]:
         """Return what is wrong with the files: presence and size; if ``deep``, every byte and count."""
         shards = [shard for kind in KINDS for shard in self.manifest.shards[kind]]

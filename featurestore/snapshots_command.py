@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from featurestore.compare import Change, Comparison, Rows, compare
+from featurestore.drift import Drift, drift
 from featurestore.errors import NotFound
 from featurestore.manifest import KINDS, Manifest
 from featurestore.options import json_option, show_rows, store_option
@@ -13,6 +14,7 @@ from featurestore.output import moment, table_text
 from featurestore.paths import AnyPath
 from featurestore.retention import Removal, expired_snapshots, plan_removal, remove_snapshots
 from featurestore.snapshot import Snapshot, latest, no_snapshot, open_snapshot, read_snapshots
+from featurestore.store import FeatureStore
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would go, remove nothing.")
 
@@ -86,16 +88,19 @@ def verify(snapshot_id: str | None, store: AnyPath) -> None:
 @store_option
 @json_option
 def diff(old: str | None, new: str | None, store: AnyPath, *, as_json: bool) -> None:
-    """Show what changed from snapshot OLD to NEW: spec, rows, values, splits, shards.
+    """Show what changed from snapshot OLD to NEW: spec, rows, values, traffic, collisions, splits, shards.
 
     NEW is the newest by default, OLD its parent. The exit status is 0 whether or not they differ. Shards that
-    both use are not read.
+    both use are not read. How far the traffic of a feature moved over its values is told by the total
+    variation and by the Jensen-Shannon divergence, in bits: 0 is not at all, 1 is no value in common.
     """
     second = open_snapshot(store, new)
     first = open_snapshot(store, old) if old else _parent(store, second)
     found = compare(first, second)
+    drifted = _drift(store, first, second)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
+        drift_data = drifted.to_dict() if drifted else None
+        click.echo(json.dumps(found.to_dict() | {"drift": drift_data}, indent=1))
         return
     click.echo(f"from {_told(found.old)}\nto   {_told(found.new)}")
     _show_changes("spec", found.spec)
@@ -107,9 +112,58 @@ def diff(old: str | None, new: str | None, store: AnyPath, *, as_json: bool) -> 
     ]  # fmt: skip
     names = ["feature", "old", "new", "added", "gone", "recounted", "added are", "gone are"]
     _show_table("values", names, values)
+    if drifted:
+        _show_drift(drifted)
     _show_changes("splits", _readable(found))
     names = ["kind", "in both", "bytes", "only old", "bytes", "only new", "bytes"]
     _show_table("shards", names, [tuple(vars(one).values()) for one in found.shards])
+
+
+def _drift(store: AnyPath, old: Snapshot, new: Snapshot) -> Drift | None:
+    """Return what became of values and collisions; None, and say why, where there is no vocabulary."""
+    with FeatureStore(store, old.folder.name) as first, FeatureStore(store, new.folder.name) as second:
+        try:
+            return drift(first, second)
+        except NotFound as error:
+            click.echo(f"traffic and collisions are left out: {error}", err=True)
+            return None
+
+
+def _show_drift(found: Drift) -> None:
+    rows = [
+        (one.feature, one.added, _percent(one.added_traffic), ", ".join(one.shown_added),
+         one.gone, _percent(one.gone_traffic), ", ".join(one.shown_gone),
+         _short(one.total_variation), _short(one.jensen_shannon))
+        for one in found.features
+    ]  # fmt: skip
+    names = [
+        "feature",
+        "added",
+        "their part",
+        "hottest",
+        "gone",
+        "their part",
+        "hottest",
+        "variation",
+        "bits",
+    ]
+    _show_table("traffic", names, rows)
+    crowded = [
+        (one.snapshot, one.num_slots, one.values, _percent(one.shared), _percent(one.expected_shared),
+         _percent(one.shared_traffic), _percent(one.expected_shared_traffic))
+        for one in found.crowding
+    ]  # fmt: skip
+    names = ["snapshot", "slots", "values", "share one", "expected", "of traffic", "expected"]
+    _show_table("collisions", names, crowded)
+    click.echo(found.advice)
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
+def _short(number: float | None) -> str | None:
+    return None if number is None else f"{number:.4f}"
 
 
 def _parent(store: AnyPath, snapshot: Snapshot) -> Snapshot:

@@ -21,8 +21,9 @@ class FeatureStore:
     """A snapshot of a store, the newest unless ``snapshot`` says which.
 
     Use it as a context manager, or `close` it. Views: ``examples``, ``train``, ``validation``,
-    ``test``, ``vocabulary``, ``slots``, ``lookups`` and ``rejects``; functions: ``slot(feature,
-    value, lookup)`` and ``xxh32(value, seed)``.
+    ``test``, ``vocabulary``, ``slots``, ``lookups``, ``rejects`` and ``hash_collisions``; functions:
+    ``slot(feature, value, lookup)`` and ``xxh32(value, seed)``; and, for any number of slots n, the tables
+    of `collisions.sql`, such as ``collisions(n)``.
 
     Raises:
         NotFound: no such store or snapshot.

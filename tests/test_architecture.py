@@ -13,7 +13,7 @@ LONGEST_FUNCTION = 50
 
 # featurestore from the bottom to the top: a module imports only from lines above its own.
 LAYERS = [
-    {"errors", "hashing"},
+    {"errors", "hashing", "occupancy"},
     {"paths"},
     {"cache", "section"},
     {"plans", "spec"},
@@ -24,12 +24,20 @@ LAYERS = [
     {"snapshot"},
     {"staging", "vocabulary"},
     {"database"},
-    {"collisions", "compare", "retention", "store"},
-    {"reslot"},
+    {"compare", "retention", "store"},
+    {"collisions", "reslot"},
+    {"drift", "whereabouts"},
     {"output", "__init__"},
     {"options"},
     {"cli"},
-    {"cache_command", "query_command", "reslot_command", "run_command", "snapshots_command"},
+    {
+        "cache_command",
+        "collisions_command",
+        "query_command",
+        "reslot_command",
+        "run_command",
+        "snapshots_command",
+    },
 ]
 
 

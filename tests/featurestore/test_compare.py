@@ -223,7 +223,7 @@ def test_the_newest_is_compared_with_its_parent(grown):
     for args in ([], [parent[:5]], [parent, "latest"]):
         assert command("diff", *args, "--store", store, "--json") == expected
     data = json.loads(expected)
-    assert list(data) == ["old", "new", "spec", "rows", "values", "splits", "shards"]
+    assert list(data) == ["old", "new", "spec", "rows", "values", "splits", "shards", "drift"]
     assert (data["old"]["id"], data["new"]["id"], data["new"]["parent"]) == (parent, child, parent)
     assert (data["rows"]["kept"], data["rows"]["added"]) == (4, 1)
 

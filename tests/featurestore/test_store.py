@@ -25,7 +25,9 @@ from featurestore.spec import SPLITS
 from featurestore.splits import quoted
 from featurestore.store import FeatureStore
 
-VIEWS = {"examples", "train", "validation", "test", "vocabulary", "slots", "lookups", "rejects"}
+VIEWS = {
+    "examples", "train", "validation", "test", "vocabulary", "slots", "lookups", "rejects", "hash_collisions",
+}  # fmt: skip
 RULES = {
     "time": {"kind": "time", "fractions": [0.8, 0.1, 0.1]},
     "halves": {"kind": "time", "fractions": [0.5, 0.5]},
