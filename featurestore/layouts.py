@@ -155,22 +155,35 @@ def mixed_dim(
     sqrt(k). The A_f are fixed signs, as in `unified_narrow`, and cost no bytes. most is D unless given.
     Parameters: P.
     """
-    if tail > 1:
-        raise SpecError("layout mixed_dim", [f"tail must be a share of at most 1, got {tail:g}"])
-    sizes = [len(field) for field in fields]
-    counts = np.concatenate([field.counts or np.ones(len(field)) for field in fields]).astype(np.float64)
-    dims = _dims_by_count(counts**alpha, min(most or dim, dim), int((1 - tail) * floats))
-    first, own = np.cumsum(dims) - dims, int(dims.sum())
-    widest = max(lookups, int(dims.max()))
-    cuts = np.cumsum(sizes)[:-1]
+    dims = mixed_dims(fields, dim, floats, alpha=alpha, most=most, tail=tail)
+    taken = np.cumsum(np.concatenate(dims))
+    own, widest = int(taken[-1]), max(lookups, *(int(each.max()) for each in dims))
+    ends = np.split(taken, np.cumsum([len(field) for field in fields])[:-1])
     parts = [
-        _own_or_hashed(field, part, start, own, floats - own, lookups, widest)
-        for field, part, start in zip(fields, np.split(dims, cuts), np.split(first, cuts), strict=True)
+        _own_or_hashed(field, each, end - each, own, floats - own, lookups, widest)
+        for field, each, end in zip(fields, dims, ends, strict=True)
     ]
     projections = tuple(
         each * np.float32(math.sqrt(widest)) for each in _fixed_projections(fields, widest, dim)
     )
     return Projected(floats, 1, dim, tuple(s for s, _ in parts), tuple(g for _, g in parts), projections)
+
+
+def mixed_dims(
+    fields: Sequence[Field],
+    dim: int,
+    floats: int,
+    *,
+    alpha: float = 0.5,
+    most: int | None = None,
+    tail: float = 0.05,
+) -> list[npt.NDArray[np.int64]]:
+    """Return the floats that `mixed_dim` gives each feature's values, int64 (V_f,); 0 where it hashes."""
+    if tail > 1:
+        raise SpecError("layout mixed_dim", [f"tail must be a share of at most 1, got {tail:g}"])
+    counts = np.concatenate([field.counts or np.ones(len(field)) for field in fields]).astype(np.float64)
+    dims = _dims_by_count(counts**alpha, min(most or dim, dim), int((1 - tail) * floats))
+    return np.split(dims, np.cumsum([len(field) for field in fields])[:-1])
 
 
 def _dims_by_count(weights: npt.NDArray[np.float64], most: int, floats: int) -> npt.NDArray[np.int64]:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from featurestore.errors import TrainingError
 from featurestore.hashing import default_seed
-from featurestore.layouts import NEED_NO_VOCABULARY, make_plan, parse_layout
+from featurestore.layouts import NEED_NO_VOCABULARY, make_plan, mixed_dims, parse_layout
+from featurestore.occupancy import all_shared_probability, sharing_probability
 from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import MAX_LOOKUPS, Feature, FeatureSpec, Label, Table
 from training.comparison.curve import Curve, fit_curve
@@ -40,7 +43,7 @@ class Advice:
 
     best: the candidate that validates best. storable: `unified` with several lookups, whose slots an
     ingestion stores, and ``spec`` the spec for it. curve: of ``storable``'s layout, None where too few sizes
-    work. trained: all that was trained for it.
+    work. trained: all that was trained for it. outlooks: what each feature is to expect.
     """
 
     budget: int
@@ -49,6 +52,7 @@ class Advice:
     spec: FeatureSpec
     curve: Curve | None
     trained: tuple[CellResult, ...]
+    outlooks: tuple["FeatureOutlook", ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -59,6 +63,7 @@ class Advice:
             "spec": self.spec.to_dict(),
             "curve": dataclasses.asdict(self.curve) if self.curve else None,
             "trained": [each.to_dict() for each in self.trained],
+            "features": [dataclasses.asdict(each) for each in self.outlooks],
         }
 
 
@@ -97,8 +102,15 @@ def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Tr
         else None
     )
     trained = {(each.layout, each.budget): each for each in (*first, *line)}
+    new = storable_spec(spec, stored, setup)
     return Advice(
-        floats * FLOAT_BYTES, best, stored, storable_spec(spec, stored, setup), curve, tuple(trained.values())
+        budget=floats * FLOAT_BYTES,
+        best=best,
+        storable=stored,
+        spec=new,
+        curve=curve,
+        trained=tuple(trained.values()),
+        outlooks=tuple(outlooks(coded, new, setup, floats)),
     )
 
 
@@ -169,6 +181,35 @@ def storable_spec(spec: FeatureSpec, result: CellResult, setup: Setup) -> Featur
     )
     table = Table(result.bytes // (FLOAT_BYTES * width), width)
     return dataclasses.replace(spec, name=f"{spec.name}-advised", table=table, features=features)
+
+
+@dataclass(frozen=True)
+class FeatureOutlook:
+    """What a feature's values are to expect.
+
+    shared, all_shared: the share of its values that are expected to have a slot, and every slot, that others
+    use too in the table of the advised spec: uniform hashes, see `featurestore.occupancy`. floats: that
+    `mixed_dim` gives its values at the budget, a mean over examples. hashed: values that get none there.
+    """
+
+    feature: str
+    values: int
+    shared: float
+    all_shared: float
+    floats: float
+    hashed: int
+
+
+def outlooks(coded: Coded, spec: FeatureSpec, setup: Setup, floats: int) -> list[FeatureOutlook]:
+    """Foretell collisions and floats of each feature, from the vocabulary alone."""
+    lookups, rows = len(spec.features[0].seeds), spec.table.num_slots
+    others = lookups * (coded.values - 1)
+    chances = (sharing_probability(lookups, others, rows), all_shared_probability(lookups, others, rows))
+    found = []
+    for field, dims in zip(coded.fields, mixed_dims(coded.fields, setup.dim, floats), strict=True):
+        mean = float(np.average(dims, weights=field.counts))
+        found.append(FeatureOutlook(field.name, len(field), *chances, mean, int((dims == 0).sum())))
+    return found
 
 
 def needs_no_vocabulary(layout: str) -> bool:

@@ -77,6 +77,7 @@ def command(
         click.echo(json.dumps(advice.to_dict() | {"why": reasons}, indent=1))
         return
     click.echo(_table(advice, setup), nl=False)
+    click.echo(_features(advice), nl=False)
     for reason in reasons:
         click.echo(reason)
     if output:
@@ -109,6 +110,23 @@ def _table(advice: Advice, setup: Setup) -> str:
         for each in sorted(advice.trained, key=lambda each: (-each.budget, -each.validation[metric]))
     ]
     return table_text(names, rows)
+
+
+def _features(advice: Advice) -> str:
+    """Return what each feature is to expect of the advised spec, and what `mixed_dim` would give it."""
+    names = ["feature", "values", "share a slot", "share all", "floats by count", "left to hashing"]
+    rows = [
+        (
+            each.feature,
+            f"{each.values:,}",
+            f"{each.shared:.1%}",
+            f"{each.all_shared:.1%}",
+            f"{each.floats:.1f}",
+            f"{each.hashed:,}",
+        )
+        for each in advice.outlooks
+    ]
+    return "\n" + table_text(names, rows) + "\n"
 
 
 def why(advice: Advice, setup: Setup) -> list[str]:

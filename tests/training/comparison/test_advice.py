@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import SpecError, TrainingError
-from featurestore.layouts import unified
+from featurestore.layouts import mixed_dims, unified
+from featurestore.plans import Field
 from featurestore.spec import load_spec, parse_spec, shipped_specs
 from featurestore.store import FeatureStore
-from training.comparison.advice import advise, floats_for, spec_toml, storable_layout, storable_spec
+from training.comparison.advice import advise, floats_for, outlooks, spec_toml, storable_layout, storable_spec
 from training.comparison.advise_command import command
 from training.comparison.curve import fit_curve
-from training.comparison.data import load_coded
+from training.comparison.data import Coded, load_coded
 from training.comparison.setup import CellResult, Setup
 
 SETUP = Setup(dim=6, epochs=1, batch_size=512)
@@ -146,3 +147,19 @@ def test_what_cannot_be_advised_on(tiny_store, arguments, said):
     result = CliRunner().invoke(command, ["--store", str(tiny_store), *ARGUMENTS, *arguments])
     assert isinstance(result.exception, SpecError)
     assert said in str(result.exception)
+
+
+def test_features_are_told_what_to_expect():
+    fields = (Field("id", ("a", "b", "c"), (90, 9, 1)), Field("kind", ("x",), (100,)))
+    coded = Coded(fields, {}, {})
+    spec = storable_spec(
+        load_spec("movielens"), CellResult("unified:lookups=2", 0, 48, 48, {}, {}, 1, [], 1.0), SETUP
+    )
+    assert (spec.table.num_slots, spec.table.dim) == (4, 3)
+    one, other = outlooks(coded, spec, SETUP, 20)
+    dims = mixed_dims(fields, 6, 20)
+    assert one.floats == pytest.approx((dims[0] * [90, 9, 1]).sum() / 100)
+    assert (one.values, one.hashed, other.hashed) == (3, int((dims[0] == 0).sum()), 0)
+    # 6 other uses: (1 - 3/4**6 or 1 - 2/4**6) with chance 3/4 of two slots; of both the product
+    assert one.shared == pytest.approx(0.25 * (1 - 0.75**6) + 0.75 * (1 - 0.5**6))
+    assert one.all_shared == pytest.approx(0.25 * (1 - 0.75**6) + 0.75 * (1 - 0.75**6) ** 2)
