@@ -16,7 +16,7 @@ from featurestore.paths import AnyPath, write_whole
 from featurestore.plans import TooSmall
 from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
-from training.comparison.advice import Advice, advise, floats_for, needs_no_vocabulary, spec_toml
+from training.comparison.advice import TIE, Advice, advise, floats_for, needs_no_vocabulary, spec_toml
 from training.comparison.arguments import read_budgets, read_setup, setup_options
 from training.comparison.command import comparison_folder, held
 from training.comparison.data import Coded, load_coded
@@ -135,7 +135,8 @@ def why(advice: Advice, setup: Setup) -> list[str]:
     gap = abs(best.validation[metric] - stored.validation[metric])
     table = advice.spec.table
     told = [
-        f"{advice.budget:,} bytes: {best.layout}, {metric} {best.validation[metric]:.4f} on validation rows"
+        f"{advice.budget:,} bytes: {best.layout}, {metric} {best.validation[metric]:.4f} on validation rows: "
+        f"the best, or within {TIE} of it and oftener so"
     ]
     if best.layout != stored.layout:
         told.append(f"an ingestion stores {stored.layout}, {gap:.4f} behind")
