@@ -134,10 +134,9 @@ def why(advice: Advice, setup: Setup) -> list[str]:
     metric, best, stored = watched(setup.label), advice.best, advice.storable
     gap = abs(best.validation[metric] - stored.validation[metric])
     table = advice.spec.table
-    told = [
-        f"{advice.budget:,} bytes: {best.layout}, {metric} {best.validation[metric]:.4f} on validation rows: "
-        f"the best, or within {TIE} of it and oftener so"
-    ]
+    quality = f"{metric} {best.validation[metric]:.4f} on validation rows"
+    level = f"the best, or within {TIE} of it and oftener the best"
+    told = [f"{advice.budget:,} bytes: {best.layout}, {quality}: {level}"]
     if best.layout != stored.layout:
         told.append(f"an ingestion stores {stored.layout}, {gap:.4f} behind")
     told.append(
