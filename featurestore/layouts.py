@@ -48,6 +48,7 @@ from featurestore.plans import (
     tensor_train_floats,
 )
 
+MOST_ALPHA = 4
 MOST = 4096
 """Of lookups, floats of a row or of a block: more would be a slip of the finger."""
 
@@ -179,8 +180,9 @@ def mixed_dims(
     tail: float = 0.05,
 ) -> list[npt.NDArray[np.int64]]:
     """Return the floats that `mixed_dim` gives each feature's values, int64 (V_f,); 0 where it hashes."""
-    if tail > 1:
-        raise SpecError("layout mixed_dim", [f"tail must be a share of at most 1, got {tail:g}"])
+    if not 0 < tail <= 1 or alpha > MOST_ALPHA:
+        expected = f"tail must be a share above 0 and at most 1, and alpha at most {MOST_ALPHA}"
+        raise SpecError("layout mixed_dim", [f"{expected}; got {tail:g} and {alpha:g}"])
     counts = np.concatenate([field.counts or np.ones(len(field)) for field in fields]).astype(np.float64)
     dims = _dims_by_count(counts**alpha, min(most or dim, dim), int((1 - tail) * floats))
     return np.split(dims, np.cumsum([len(field) for field in fields])[:-1])
@@ -251,6 +253,8 @@ def unified_narrow(
     values apart that share rows. ``code`` is about as large as what a table starts with.
     Parameters: M width, and F k width D where the projections are learned.
     """
+    if lookups * width > MOST:
+        raise SpecError("layout unified_narrow", [f"lookups times width must be at most {MOST:,}"])
     projections = len(fields) * lookups * width * dim if learned else 0
     if floats < projections + width:
         raise TooSmall("unified_narrow", floats, projections + width)

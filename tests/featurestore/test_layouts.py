@@ -136,8 +136,11 @@ def test_mixed_dimensions_leave_rare_values_to_the_tail():
     tail = [5 + slot("blue", default_seed("colour", k), 3) for k in (0, 1)]
     assert plan.slots[0][2].tolist() == [*tail, tail[0]]
     assert np.allclose(np.abs(plan.signs[0][2]), [0.5**0.5, 0.5**0.5, 0])
-    with pytest.raises(SpecError, match="tail must be a share of at most 1, got 2"):
-        mixed_dim([field], 6, 8, tail=2.0)
+    for wrong in ({"tail": 2.0}, {"tail": 0.0}, {"alpha": 5.0}):
+        with pytest.raises(SpecError, match="tail must be a share above 0 and at most 1"):
+            mixed_dim([field], 6, 8, **wrong)
+    with pytest.raises(SpecError, match="lookups times width must be at most 4,096"):
+        unified_narrow([field], 6, 8, lookups=4096, width=2)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=30), st.integers(1, 500), st.integers(1, 6))

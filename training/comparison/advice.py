@@ -83,13 +83,12 @@ def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Tr
     """Train the candidates once each at a budget, and the storable one at smaller sizes too.
 
     Raises:
-        TooSmall: no candidate fits.
+        TooSmall: not a row of the storable layout fits.
     """
     storable = storable_layout(setup.dim, floats, coded.values)
     order = [*CANDIDATES, storable]
+    make_plan(storable, coded.fields, setup.dim, floats)  # too few floats for a row of it are too few
     first = train(_fitting(order, coded, setup, floats))
-    if not first:
-        make_plan("unified_narrow", coded.fields, setup.dim, floats)
     best = _best(first, setup, order)
     stored = next(each for each in first if each.layout == storable)
     smaller = [

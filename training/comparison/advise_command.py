@@ -60,7 +60,7 @@ def command(
     with FeatureStore(store, snapshot_id) as opened:
         setup = read_setup(opened.spec.label, **settings)
         coded = load_coded(opened, setup)
-        floats = _read_budget(budget, coded.values * setup.dim) if budget else 0
+        floats = _read_budget(budget, coded.values * setup.dim) if budget is not None else 0
         folder, spec = comparison_folder(opened, setup), opened.spec
     with held(folder, setup):
         train = functools.partial(_train, coded, setup, folder, jobs or os.cpu_count() or 1)
@@ -96,7 +96,7 @@ def _train(coded: Coded, setup: Setup, folder: Path, jobs: int, cells: Sequence[
 
 
 def _table(advice: Advice, setup: Setup) -> str:
-    metric = watched(setup.label)
+    metric, sign = watched(setup.label), 1 if setup.label.is_binary else -1
     names = ["layout", "bytes", "vocabulary", f"validation {metric}", f"test {metric}", "seconds"]
     rows = [
         (
@@ -107,7 +107,7 @@ def _table(advice: Advice, setup: Setup) -> str:
             f"{each.test[metric]:.4f}",
             f"{each.seconds:.1f}",
         )
-        for each in sorted(advice.trained, key=lambda each: (-each.budget, -each.validation[metric]))
+        for each in sorted(advice.trained, key=lambda each: (-each.budget, -sign * each.validation[metric]))
     ]
     return table_text(names, rows)
 
@@ -132,13 +132,15 @@ def _features(advice: Advice) -> str:
 def why(advice: Advice, setup: Setup) -> list[str]:
     """Return the advice in sentences."""
     metric, best, stored = watched(setup.label), advice.best, advice.storable
-    gap = abs(best.validation[metric] - stored.validation[metric])
+    sign = 1 if setup.label.is_binary else -1
+    gap = sign * (best.validation[metric] - stored.validation[metric])
     table = advice.spec.table
     quality = f"{metric} {best.validation[metric]:.4f} on validation rows"
     level = f"the best, or within {TIE} of it and oftener the best"
     told = [f"{advice.budget:,} bytes: {best.layout}, {quality}: {level}"]
     if best.layout != stored.layout:
-        told.append(f"an ingestion stores {stored.layout}, {gap:.4f} behind")
+        side = "behind" if gap > 0 else "ahead, within the tie"
+        told.append(f"an ingestion stores {stored.layout}, {abs(gap):.4f} {side}")
     told.append(
         f"spec: all features share {table.num_slots:,} rows of {table.dim} floats, "
         f"{len(advice.spec.features[0].seeds)} lookups each"

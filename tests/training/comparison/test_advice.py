@@ -141,6 +141,8 @@ def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
         (["--budget", "1x", "--target-loss", "1"], "give either"),
         (["--budget", "1x,2x"], "expected one budget, got 2"),
         (["--budget", "lots"], "give bytes"),
+        (["--budget", ""], "none given"),
+        (["--budget", "4"], "does not fit 4 bytes"),
     ],
 )
 def test_what_cannot_be_advised_on(tiny_store, arguments, said):
