@@ -178,5 +178,5 @@ def _advice(old: FeatureStore, new: FeatureStore) -> tuple[int | None, str]:
     enough = slots_for(lambda slots: expected_shares(after, slots)[0], was, MAX_SLOTS)
     if enough is None:
         return None, f"{told}. No table is large enough to bring them back: give the features more lookups."
-    how = f"num_slots = {enough} in the spec, ingest and train again"
+    how = f"slotstore reslot --num-slots {enough}, and train again"
     return enough, f"{told}. Re-size: {enough:,} slots bring them back ({how})."

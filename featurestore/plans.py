@@ -26,7 +26,7 @@ FLOAT_BYTES = 4
 class Field:
     """A feature and its distinct values, in the order of their codes 0..V_f-1.
 
-    counts: how many examples have each; None where nobody counted, which is as if all had the same.
+    counts: how many training examples have each; None where nobody counted, which is as if all had the same.
     """
 
     name: str

@@ -133,7 +133,7 @@ def test_crowding_is_counted_and_expected(tmp_path, publish, make_spec):
         assert one.expected_shared == one.expected_shared_traffic == pytest.approx(expected)
     assert found.resize is not None
     assert (
-        f"Re-size: {found.resize:,} slots bring them back (num_slots = {found.resize} in the spec"
+        f"Re-size: {found.resize:,} slots bring them back (slotstore reslot --num-slots {found.resize}, "
         in found.advice
     )
     # 60 of 97 is 160 of about 97 * 159 / 59

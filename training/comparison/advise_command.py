@@ -1,5 +1,6 @@
 """`slotstore advise`: which table for so many bytes, after a few trainings."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -152,6 +153,10 @@ def why(advice: Advice, setup: Setup) -> list[str]:
             f"them by {curve.at(stored.bytes / 2) - here:+.4f}; a size that the curve has not seen it "
             f"foretells to {curve.spread:.4f}"
         )
+    label = json.dumps(dataclasses.asdict(setup.label))
+    told.append(
+        f"measured with the label {label}, rows cut by a hash; the spec keeps the store's label and split"
+    )
     told.append("one training of each: differences of some thousandths may be chance")
     return told
 

@@ -1,6 +1,7 @@
 """The rows of a comparison: a snapshot's splits, every value replaced by its number."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +56,19 @@ def load_coded(store: FeatureStore, setup: Setup) -> Coded:
         used = zip(store.spec.features, fields, strict=True)
         codes[split] = np.stack([_codes(table[feature.column], field) for feature, field in used], 1)
         labels[split] = _labels(table[setup.label.column], setup.label)
-    return Coded(fields, codes, labels)
+    return Coded(_counted(fields, codes["train"]), codes, labels)
 
 
 def _field(store: FeatureStore, feature: str) -> Field:
-    query = "SELECT value, count FROM vocabulary WHERE feature = $1 ORDER BY count DESC, value"
-    found = store.sql(query, [feature])
-    return Field(feature, tuple(found["value"].to_pylist()), tuple(found["count"].to_pylist()))
+    query = "SELECT value FROM vocabulary WHERE feature = $1 ORDER BY count DESC, value"
+    return Field(feature, tuple(store.sql(query, [feature])["value"].to_pylist()))
+
+
+def _counted(fields: Sequence[Field], codes: npt.NDArray[np.int32]) -> tuple[Field, ...]:
+    """Return the fields with their values' counts in train: no layout may know how many others there are."""
+    counts = [np.bincount(codes[:, f], minlength=len(field)) for f, field in enumerate(fields)]
+    pairs = zip(fields, counts, strict=True)
+    return tuple(dataclasses.replace(field, counts=tuple(each.tolist())) for field, each in pairs)
 
 
 def _codes(column: pa.ChunkedArray, field: Field) -> npt.NDArray[np.int32]:

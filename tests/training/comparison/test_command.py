@@ -57,6 +57,14 @@ def test_codes_name_the_values_of_the_rows(tiny, coded):
     assert coded.labels["test"].tolist() == [float(rating >= 4) for rating in rows["rating"]]
 
 
+def test_counts_are_those_of_the_training_rows(coded):
+    """What validation and test rows hold no layout may know."""
+    for number, field in enumerate(coded.fields):
+        assert list(field.counts) == [
+            int((coded.codes["train"][:, number] == code).sum()) for code in range(len(field))
+        ]
+
+
 def test_a_cell_is_the_same_every_time(coded):
     cell = Cell("unified_narrow", 500, 3)
     one, other = (dataclasses.replace(run_cell(cell, coded, SETUP), seconds=0.0) for _ in range(2))
