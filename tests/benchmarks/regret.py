@@ -25,8 +25,9 @@ from featurestore.layouts import LAYOUTS
 from featurestore.store import FeatureStore
 from training.comparison.advice import advise
 from training.comparison.arguments import read_budgets
-from training.comparison.command import comparison_folder, held, plan_cells
+from training.comparison.command import plan_cells
 from training.comparison.data import load_coded
+from training.comparison.kept import comparison_folder, held
 from training.comparison.pool import run_cells
 from training.comparison.setup import Cell, Setup, watched
 

@@ -19,8 +19,8 @@ from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
 from training.comparison.advice import TIE, Advice, advise, floats_for, needs_no_vocabulary, spec_toml
 from training.comparison.arguments import read_budgets, read_setup, setup_options
-from training.comparison.command import comparison_folder, held
 from training.comparison.data import Coded, load_coded
+from training.comparison.kept import comparison_folder, held
 from training.comparison.pool import run_cells
 from training.comparison.setup import Cell, CellResult, Setup, watched
 

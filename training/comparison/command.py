@@ -1,30 +1,29 @@
 """`slotstore compare`: every layout at every budget with every seed, on all cores, kept cell by cell."""
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from featurestore.errors import ArtifactError, SpecError, TrainingError
+from featurestore.errors import SpecError
 from featurestore.layouts import LAYOUTS, make_plan
 from featurestore.options import json_option, snapshot_option, store_option
 from featurestore.output import table_text
-from featurestore.paths import AnyPath, local_folder, locked, write_whole
+from featurestore.paths import AnyPath
 from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.comparison.arguments import read_budgets, read_layouts, read_setup, setup_options
 from training.comparison.data import Coded, load_coded
 from training.comparison.explained import EXPLAINED_COLUMNS, LEGEND, explained_rows
+from training.comparison.kept import comparison_folder, held
 from training.comparison.pool import run_cells
 from training.comparison.ranking import REFERENCE, Standing, check_fair, columns, rows, standings
-from training.comparison.setup import PAPER_LABEL, VERSION, Cell, CellResult, Setup
+from training.comparison.setup import PAPER_LABEL, Cell, CellResult, Setup
 from training.comparison.tracking import ComparisonRecorder, record_comparison
 from training.comparison.verdicts import PUBLISHED_COLUMNS, beside_published, verdicts
 from training.config import installed
@@ -107,29 +106,6 @@ def command(
     click.echo(text + f"Cells: {folder}")
 
 
-@contextlib.contextmanager
-def held(folder: Path, setup: Setup) -> Iterator[None]:
-    """Hold a comparison's folder, made if missing, with its setup: two of the same would do the work twice.
-
-    Raises:
-        ArtifactError: it cannot be written.
-        TrainingError: another comparison holds it.
-    """
-    with contextlib.ExitStack() as lock:
-        try:
-            lock.enter_context(locked(folder / "compare.lock"))
-            (folder / "cells").mkdir(exist_ok=True)
-            write_whole(folder / "setup.json", json.dumps(dataclasses.asdict(setup), indent=1).encode())
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"another comparison with these settings is at work in {folder}: wait for it; what it has "
-                "done is then taken"
-            ) from error
-        except OSError as error:
-            raise ArtifactError(f"cannot keep cells in {folder}: {error}") from error
-        yield
-
-
 def _recorder(
     folder: Path, setup: Setup, *, tracking: bool
 ) -> contextlib.AbstractContextManager[ComparisonRecorder | None]:
@@ -176,13 +152,6 @@ def _machine_readable(
         "notes": notes,
         "verdicts": verdicts(found, label),
     }
-
-
-def comparison_folder(store: FeatureStore, setup: Setup) -> Path:
-    """Return where the cells are kept: a folder for each snapshot and setup, so that none are mixed."""
-    what = {"version": VERSION, "snapshot": store.snapshot.manifest.id, **dataclasses.asdict(setup)}
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-    return local_folder(store.path) / "comparisons" / digest
 
 
 def plan_cells(

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import signal
@@ -17,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from featurestore.errors import ArtifactError, TrainingError
-from featurestore.paths import write_whole
+from featurestore.errors import TrainingError
 from training.comparison.cell import run_cell
 from training.comparison.data import Coded
 from training.comparison.figures import figures
+from training.comparison.kept import figures_folder, read_cell, write_cell
 from training.comparison.measures import Measures
 from training.comparison.setup import Cell, CellResult, Setup
 from training.config import installed
@@ -45,7 +44,7 @@ def run_cells(
         TrainingError: a worker died, or a cell's metric is undefined. What is done stays done.
         ArtifactError: a cell cannot be written.
     """
-    kept = {cell: _read(folder, cell) for cell in cells}
+    kept = {cell: read_cell(folder, cell) for cell in cells}
     for cell in explain:
         found = kept.get(cell)
         kept[cell] = None if found is None or found.measures is None else found
@@ -57,7 +56,7 @@ def run_cells(
         task = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
         work = _Work(coded, setup, folder, frozenset(explain))
         for cell, made in _trained(missing, work, jobs):
-            _write(folder, cell, made)
+            write_cell(folder, cell, made)
             kept[cell] = made
             record(cell, made)
             progress.advance(task)
@@ -73,31 +72,6 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
     )
     return Progress(*parts, console=Console(stderr=True))
-
-
-def _file(folder: Path, cell: Cell) -> Path:
-    return folder / "cells" / f"{cell.name}.json"
-
-
-def _write(folder: Path, cell: Cell, result: CellResult) -> None:
-    path = _file(folder, cell)
-    try:
-        write_whole(path, json.dumps(result.to_dict()).encode())
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error}; the cells that were done are kept") from error
-
-
-def _read(folder: Path, cell: Cell) -> CellResult | None:
-    """Return what is kept of a cell; None where that is nothing, or cannot be read."""
-    try:
-        return CellResult(**json.loads(_file(folder, cell).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def figures_folder(folder: Path, cell: Cell) -> Path:
-    """Return where the drawings of a cell's measures are."""
-    return folder / "figures" / cell.name
 
 
 @dataclass(frozen=True)

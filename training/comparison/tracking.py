@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import TrainingError
-from training.comparison.pool import figures_folder
+from training.comparison.kept import figures_folder
 from training.comparison.ranking import Standing
 from training.comparison.setup import Cell, CellResult, Setup, watched
 from training.tracking import experiment_of, quieten, tracking_at

@@ -18,8 +18,9 @@ from featurestore.spec import Label
 from featurestore.store import FeatureStore
 from training.comparison.arguments import read_budgets, read_label, read_layouts, read_widths
 from training.comparison.cell import run_cell
-from training.comparison.command import command, comparison_folder, held, plan_cells
+from training.comparison.command import command, plan_cells
 from training.comparison.data import load_coded
+from training.comparison.kept import comparison_folder, held
 from training.comparison.pool import run_cells
 from training.comparison.setup import PAPER_LABEL, Cell, Setup
 
