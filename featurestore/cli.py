@@ -34,9 +34,17 @@ COMMANDS = {
         "training.utilization.prune_command:command",
         "Write a trained model without the rows that no value has.",
     ),
+    "report": ("training.report.command:command", "Write a page about a snapshot and a run."),
     "predict": ("training.predictor:command", "Predict from raw feature values."),
 }
-EXTRAS = {"apache_beam": "ingest", "mlflow": "track", "matplotlib": "track"}
+EXTRAS = {
+    "apache_beam": "ingest",
+    "mlflow": "track",
+    "matplotlib": "track",
+    "altair": "report",
+    "jinja2": "report",
+    "vl_convert": "report",
+}
 
 
 def load(name: str) -> click.Command:

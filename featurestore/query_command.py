@@ -10,9 +10,8 @@ from featurestore.errors import QueryError
 from featurestore.options import json_option, show_rows, snapshot_option, store_option
 from featurestore.output import TABLE_ROWS, WRITERS, moment, whole_file
 from featurestore.paths import AnyPath
-from featurestore.spec import SPLITS, SplitRule
-from featurestore.splits import Splits
 from featurestore.store import FeatureStore
+from featurestore.wording import dropped_text, rule_text
 
 QUERY_EPILOG = """\b
 Views: examples, train, validation, test, vocabulary, slots, lookups, rejects, hash_collisions.
@@ -121,25 +120,6 @@ def splits(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
         rows.append(("(left out)", cut.dropped, None, None))
     show_rows(["split", "rows", "first", "last"], rows, as_json=as_json)
     if not as_json:
-        click.echo(f"rule: {_rule_text(cut)}")
-        if drop := cut.label.drop:
-            click.echo(f"left out: examples whose {cut.label.column} is {' or '.join(map(str, drop))}")
-
-
-def _rule_text(cut: Splits) -> str:
-    rule = cut.rule
-    facts = {
-        "time": f"fractions {list(rule.fractions)}, boundaries {[moment(edge) for edge in cut.boundaries]}",
-        "random": f"fractions {list(rule.fractions)}, seed {rule.seed}",
-        "leave_last": f"the last {rule.last} of each user are test, the {rule.last} before them validation",
-        "files": _files_text(rule),
-    }
-    return f"{rule.kind}, {facts[rule.kind]}"
-
-
-def _files_text(rule: SplitRule) -> str:
-    named = {split: getattr(rule, split) for split in SPLITS}
-    told = [f"{split} {', '.join(names)}" for split, names in named.items() if names]
-    if rule.validation_fraction:
-        told.append(f"validation {rule.validation_fraction:g} of train, seed {rule.seed}")
-    return "; ".join(told)
+        click.echo(f"rule: {rule_text(cut)}")
+        if cut.label.drop:
+            click.echo(f"left out: examples whose {cut.label.column} is {dropped_text(cut.label)}")

@@ -28,7 +28,7 @@ LAYERS = [
     {"collisions", "reslot"},
     {"drift", "whereabouts"},
     {"output", "__init__"},
-    {"options"},
+    {"options", "wording"},
     {"cli"},
     {
         "cache_command",
@@ -147,9 +147,27 @@ def test_only_database_imports_duckdb():
 
 def test_only_tracking_and_figures_import_mlflow_and_matplotlib_and_only_when_used():
     users = [found for found in imports() if found.top in ("mlflow", "matplotlib")]
-    allowed = {"training.tracking", "training.comparison.tracking", "training.comparison.figures"}
+    allowed = {
+        "training.tracking",
+        "training.comparison.tracking",
+        "training.comparison.figures",
+        "training.report.tracking",
+    }
     assert {found.importer for found in users} <= allowed
     assert said(found for found in users if not (found.lazy or found.typing)) == []
+
+
+def test_what_draws_a_page_is_imported_by_the_page_alone():
+    """A GPU machine has none of it, and the rest of training runs there."""
+    pages = {
+        "altair": "training.report.charts",
+        "jinja2": "training.report.page",
+        "vl_convert": "training.report.page",
+    }
+    for package, module in pages.items():
+        assert {found.importer for found in imports() if found.top == package} == {module}
+    users = {found.importer for found in imports() if inside(found.imported, "training.report")}
+    assert all(inside(user, "training.report") for user in users)
 
 
 def test_the_real_mlflow_is_not_hidden():

@@ -124,7 +124,7 @@ def _start_run(
     """Start a run, or continue that of MLFLOW_RUN_ID or the resumed one, which have an experiment already."""
     import mlflow
 
-    run_id = os.environ.get("MLFLOW_RUN_ID") or _known_run(before)
+    run_id = os.environ.get("MLFLOW_RUN_ID") or known_run(before)
     run: AbstractContextManager[Any] = mlflow.start_run(
         run_id=run_id,
         experiment_id=None if run_id else experiment_of(store, config.experiment),
@@ -135,7 +135,7 @@ def _start_run(
     return run
 
 
-def _known_run(before: Mapping[str, str] | None) -> str | None:
+def known_run(before: Mapping[str, str] | None) -> str | None:
     """Return the id of the resumed run, None where this record does not have it."""
     import mlflow
 

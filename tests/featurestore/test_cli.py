@@ -270,11 +270,11 @@ def test_features_of_the_article(slotstore, article_store):
     [
         (
             {"kind": "time", "fractions": [0.5, 0.5]},
-            "rule: time, fractions [0.5, 0.5], boundaries ['2000-12-31T",
+            "rule: time, fractions 0.5, 0.5, boundaries 2000-12-31T",
         ),
         (
             {"kind": "random", "fractions": [0.5, 0.5], "seed": 3},
-            "rule: random, fractions [0.5, 0.5], seed 3",
+            "rule: random, fractions 0.5, 0.5, seed 3",
         ),
         (
             {"kind": "leave_last", "last": 2},

@@ -1,0 +1,1 @@
+"""A snapshot, and a run trained on it, as one page."""

@@ -1,0 +1,110 @@
+"""`slotstore report`: a snapshot, and a run trained on it, as one page."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from featurestore.errors import ArtifactError, SpecError
+from featurestore.options import json_option, snapshot_option, store_option
+from featurestore.output import progress_bar, whole_file
+from featurestore.paths import AnyPath, local_folder
+from featurestore.store import FeatureStore
+from training.config import installed
+from training.report.build import SECTIONS, build_report
+from training.report.run import ReportedRun, open_run
+from training.report.tracking import log_page
+from training.tracking import next_command
+
+EPILOG = """\b
+Examples:
+  slotstore report --store store                                 # the newest snapshot
+  slotstore report --store store --run latest --output run.html  # with the newest training
+  slotstore report --store store --snapshot 7ceb28de --no-tracking
+
+The page is one file that needs no network. Every chart tells its values under the mouse, by the arrow keys
+and in a table. Quality against bytes comes from what `slotstore compare` and `advise` have trained."""
+
+
+@click.command("report", epilog=EPILOG)
+@store_option
+@snapshot_option
+@click.option("--run", help="A run: its folder, its name or a part of it, latest, or a checkpoint file.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The file to write; one that is there is replaced.",
+)
+@click.option("--tracking/--no-tracking", default=True, help="Keep the page in MLflow too. Default: yes.")
+@json_option
+def command(
+    *, store: AnyPath, snapshot_id: str | None, run: str | None, output: Path, tracking: bool, as_json: bool
+) -> None:
+    """Write a page about a snapshot: one HTML file, with charts, to look at and to send around.
+
+    Sources, counts and rejects; features and their values; the splits over time; which features share slots
+    and how these are loaded; quality against bytes; with --run the learning curves of a training, and its
+    predictions beside the truth. The snapshot is that of the run, or the newest.
+    """
+    _check(output, tracking=tracking)
+    reported = None if run is None else open_run(run, local_folder(store) / "checkpoints")
+    chosen = snapshot_id or (reported.checkpoint.snapshot if reported else None)
+    with FeatureStore(store, chosen) as opened, _progress() as progress:
+        page = build_report(opened, reported, progress).html()
+        snapshot = opened.snapshot.manifest.id
+    _write(output, page)
+    tracked = None
+    if tracking:
+        tracked = log_page(output, local_folder(store), snapshot, _record(reported))
+    if as_json:
+        answer = {"output": str(output), "bytes": output.stat().st_size, "snapshot": snapshot}
+        answer |= {"run": reported and reported.name, "mlflow_run": tracked and tracked.run_id}
+        click.echo(json.dumps(answer, indent=1))
+        return
+    click.echo(f"page      {output}, {output.stat().st_size:,} bytes: open it in a browser")
+    if tracked:
+        click.echo(f"MLflow    run {tracked.run_id}, artifact report/{output.name}: {next_command(tracked)}")
+
+
+def _record(run: ReportedRun | None) -> dict[str, str] | None:
+    return dict(run.checkpoint.tracked) if run and run.checkpoint.tracked else None
+
+
+def _check(output: Path, *, tracking: bool) -> None:
+    """Raise SpecError, before any work, where the page could not be written or kept."""
+    problems = []
+    if not output.parent.is_dir():
+        problems.append(f"--output: there is no folder {output.parent}")
+    if tracking and not installed("mlflow"):
+        problems.append("tracking needs mlflow: pip install 'slotstore[track]', or give --no-tracking")
+    if problems:
+        raise SpecError("report", problems)
+
+
+def _write(output: Path, page: str) -> None:
+    try:
+        with whole_file(output) as file:
+            file.write(page.encode())
+    except OSError as error:
+        raise ArtifactError(f"cannot write {output}: {error}") from error
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yield what shows on stderr, where that is a terminal, which section is made."""
+    with progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("reading", total=SECTIONS)
+        done = -1
+
+        def follow(title: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, description=title, completed=done)
+
+        yield follow
