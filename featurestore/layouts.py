@@ -501,20 +501,36 @@ class Layout:
     parameters: Mapping[str, float]
 
     def __str__(self) -> str:
-        return ":".join([self.name, *(f"{key}={value:g}" for key, value in sorted(self.parameters.items()))])
+        told = (f"{key}={_told(value)}" for key, value in sorted(self.parameters.items()))
+        return ":".join([self.name, *told])
+
+    def plain(self) -> "Layout":
+        """Return the same layout without the parameters that are its defaults: one layout has one name."""
+        defaults = _defaults(self.name)
+        kept = {key: value for key, value in self.parameters.items() if value != defaults[key]}
+        return Layout(self.name, kept)
+
+
+def _told(value: float) -> str:
+    """Return a number as it is typed, in as few digits as tell it from all others."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def parse_layout(text: str) -> Layout:
     """Read ``name`` or ``name:parameter=number:...``, as in ``unified_narrow:lookups=6:signs=0``.
 
+    Parameters that are the layout's defaults are left out.
+
     Raises:
-        SpecError: there is no such layout or parameter, or its number is none; with every problem.
+        SpecError: there is no such layout or parameter, it is given twice, or its number is none; with every
+            problem.
     """
     name, *words = text.split(":")
     if name not in LAYOUTS:
         raise SpecError("layout", [f"unknown layout {name!r}{did_you_mean(name, LAYOUTS)}"])
     known = _parameters(name)
-    problems, parameters = [], {}
+    problems: list[str] = []
+    parameters: dict[str, float] = {}
     for word in words:
         key, _, value = word.partition("=")
         if key not in known:
@@ -522,13 +538,22 @@ def parse_layout(text: str) -> Layout:
                 f"{name} has no parameter {key!r}" + (did_you_mean(key, known) or ": it takes none")
             )
             continue
+        if key in parameters:
+            problems.append(f"{name}: {key} is given twice")
+            continue
         try:
             parameters[key] = _number(value, known[key])
         except ValueError as error:
             problems.append(f"{name}: {key} must be {error}, got {value!r}")
     if problems:
         raise SpecError("layout", problems)
-    return Layout(name, parameters)
+    return Layout(name, parameters).plain()
+
+
+def _defaults(name: str) -> dict[str, float]:
+    """Return the defaults of what a layout takes by keyword."""
+    given = inspect.signature(LAYOUTS[name]).parameters.values()
+    return {each.name: each.default for each in given if each.kind is each.KEYWORD_ONLY}
 
 
 def _parameters(name: str) -> dict[str, object]:

@@ -1,9 +1,11 @@
 """Parameter types, options and output that several commands share."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +22,9 @@ class Folder(click.ParamType[AnyPath]):
     def convert(
         self, value: str | AnyPath, param: click.Parameter | None, ctx: click.Context | None
     ) -> AnyPath:
-        """Return the path; a usage error where it is a file, or a URL that cannot be opened."""
+        """Return the path; a usage error where it is empty, a file, or a URL that cannot be opened."""
+        if isinstance(value, str) and not value.strip():
+            self.fail("an empty path names no folder; '.' is the current one", param, ctx)
         try:
             path = as_path(value)
         except SpecError as error:
@@ -30,11 +34,52 @@ class Folder(click.ParamType[AnyPath]):
         return path
 
 
+class OutputFile(click.Path):
+    """A file to write, new or there before, in a folder that can be written: seen before the work is done."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401  # click's
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401  # click's
+        """Return the path; a usage error where no file can be written there."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"there is no folder {str(path.parent)!r}", param, ctx)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            self.fail(f"{str(path)!r} cannot be written", param, ctx)
+        return path
+
+
 FOLDER = Folder()
+OUTPUT_FILE = OutputFile()
 
 store_option = click.option("--store", type=FOLDER, required=True, help="Folder or URL of the store.")
+
+
+class SnapshotId(click.ParamType[str]):
+    """A snapshot's id, or the start of it, or ``latest``."""
+
+    name = "id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the id; a usage error where it is empty, which would be the start of any."""
+        if not value.strip():
+            self.fail("an empty id names no snapshot: leave the option out for the default", param, ctx)
+        return value
+
+
+SNAPSHOT_ID = SnapshotId()
 snapshot_option = click.option(
-    "--snapshot", "snapshot_id", metavar="ID", help="A snapshot, or the start of its id. Default: the newest."
+    "--snapshot",
+    "snapshot_id",
+    type=SNAPSHOT_ID,
+    metavar="ID",
+    help="A snapshot, or the start of its id. Default: the newest.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 

@@ -7,7 +7,7 @@ import click
 import pyarrow as pa
 
 from featurestore.errors import QueryError
-from featurestore.options import json_option, show_rows, snapshot_option, store_option
+from featurestore.options import OUTPUT_FILE, json_option, show_rows, snapshot_option, store_option
 from featurestore.output import TABLE_ROWS, WRITERS, moment, whole_file
 from featurestore.paths import AnyPath
 from featurestore.store import FeatureStore
@@ -53,7 +53,7 @@ Examples:
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT_FILE,
     help="Write to a file, which appears when it is whole, instead of stdout.",
 )
 def query(sql: str, store: AnyPath, snapshot_id: str | None, form: str, output: Path | None) -> None:

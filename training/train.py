@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from featurestore.options import lookups_option, store_option
+from featurestore.options import SNAPSHOT_ID, lookups_option, store_option
 from training.allocator import keep_freed_memory
 from training.config import TrainConfig, flag
 from training.feed import CHOICES
@@ -52,18 +52,26 @@ class _TrainCommand(click.Command):
 _Function = Callable[..., None]
 
 
-def _option(field: str, kind: Any, text: str) -> Callable[[_Function], _Function]:  # noqa: ANN401  # whatever click takes
+def _option(
+    field: str,
+    kind: Any,  # noqa: ANN401  # whatever click takes
+    text: str,
+    metavar: str | None = None,
+) -> Callable[[_Function], _Function]:
     """Declare the option for a field of TrainConfig, with its default."""
     default = getattr(TrainConfig, field)
+    shown = default is not None
     return click.option(
-        flag(field), field, type=kind, default=default, show_default=default is not None, help=text
+        flag(field), field, type=kind, default=default, show_default=shown, help=text, metavar=metavar
     )
 
 
 @click.command("train", cls=_TrainCommand, epilog=EPILOG)
 @store_option
-@_option("snapshot", str, "A snapshot, or the start of its id.")
-@_option("num_slots", int, "Rows of the table: a snapshot of so many slots is made of that one, or found.")
+@_option("snapshot", SNAPSHOT_ID, "A snapshot, or the start of its id.")
+@_option(
+    "num_slots", int, "Rows of the table: a snapshot of so many slots is made of that one, or found.", "N"
+)
 @lookups_option
 @_option("model", click.Choice(list(MODELS)), "The network over the shared table.")
 @_option("device", str, "cpu, cuda or cuda:N; auto is cuda where there is one.")

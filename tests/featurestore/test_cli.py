@@ -195,7 +195,7 @@ def test_a_query_that_fails_late_leaves_the_last_output(slotstore, tiny_store, t
 
 def test_output_that_cannot_be_written(slotstore, tiny_store, tmp_path):
     done = slotstore("query", "SELECT 1", "--store", tiny_store, "--output", tmp_path / "no" / "out")
-    assert_mistake(done, 1, "out", "No such file or directory")
+    assert_mistake(done, 2, "--output", "there is no folder", "no")
 
 
 def test_output_into_a_pipe(tiny_store, tmp_path):

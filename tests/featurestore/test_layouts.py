@@ -242,11 +242,26 @@ def test_equal_bytes_within_a_percent(name, share):
 
 
 def test_parameters_of_a_layout_are_read():
-    layout = parse_layout("unified_narrow:signs=0:lookups=6")
-    assert (layout.name, layout.parameters) == ("unified_narrow", {"signs": False, "lookups": 6})
-    assert str(layout) == "unified_narrow:lookups=6:signs=0"
+    layout = parse_layout("unified_narrow:signs=0:lookups=4")
+    assert (layout.name, layout.parameters) == ("unified_narrow", {"signs": False, "lookups": 4})
+    assert str(layout) == "unified_narrow:lookups=4:signs=0"
     plan = make_plan("unified_narrow:lookups=2:width=3", FIELDS, 6, 80)
     assert (plan.width, plan.slots[0].shape) == (3, (3, 2))
+
+
+def test_a_layout_has_one_name_and_two_layouts_have_two():
+    assert str(parse_layout("unified:lookups=1")) == "unified"
+    assert str(parse_layout("unified_narrow:signs=1:code=0.05")) == "unified_narrow"
+    near = {str(parse_layout(f"unified_narrow:code=0.1234567{digit}")) for digit in "0123456789"}
+    assert len(near) == 10
+    for name in near:
+        assert str(parse_layout(name)) == name
+    assert str(parse_layout("unified_narrow:code=1e-9")) == "unified_narrow:code=1e-09"
+
+
+def test_a_parameter_is_given_once():
+    with pytest.raises(SpecError, match="unified: lookups is given twice"):
+        parse_layout("unified:lookups=2:lookups=3")
 
 
 def test_wrong_parameters_are_told_all_at_once():

@@ -10,7 +10,7 @@ import numpy as np
 
 from featurestore.errors import TrainingError
 from featurestore.hashing import default_seed
-from featurestore.layouts import NEED_NO_VOCABULARY, make_plan, mixed_dims, parse_layout
+from featurestore.layouts import NEED_NO_VOCABULARY, Layout, make_plan, mixed_dims, parse_layout
 from featurestore.occupancy import all_shared_probability, sharing_probability
 from featurestore.plans import FLOAT_BYTES, TooSmall
 from featurestore.spec import MAX_LOOKUPS, Feature, FeatureSpec, Label, Table
@@ -27,6 +27,9 @@ earlier."""
 
 TIE = 0.002
 """About the deviation of an AUC over seeds on 7,000 rows. What is no further behind counts as level."""
+
+ROOMY = 6
+"""Floats of a row of the storable layout; half of that with less than a float a value."""
 
 SHARES = (1, 4, 16)
 """The sizes at which the layout that a store can hold is trained: the budget, and these parts of it."""
@@ -74,18 +77,40 @@ def storable_layout(dim: int, floats: int, values: int) -> str:
     narrower ones where there is room, and each lookup is a column that an ingestion has to write; where there
     is none, rows of 3 were better.
     """
-    part = 6 if floats >= values else 3
+    part = ROOMY if floats >= values else ROOMY // 2
     divisors = [lookups for lookups in range(1, min(dim, MAX_LOOKUPS) + 1) if dim % lookups == 0]
-    return f"unified:lookups={min(divisors, key=lambda lookups: (abs(lookups - dim / part), lookups))}"
+    lookups = min(divisors, key=lambda each: (abs(each - dim / part), each))
+    return str(Layout("unified", {"lookups": lookups}).plain())
 
 
-def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Train) -> Advice:
+def narrower(dim: int, layout: str) -> str | None:
+    """Return how narrower rows can be had, in a sentence; None where the rows of a layout are narrow."""
+    width = dim // lookups_of(layout)
+    if width <= 2 * ROOMY:
+        return None
+    return (
+        f"rows are {width} floats wide, for D = {dim} has no divisor near {dim / ROOMY:.0f}: narrow ones, "
+        f"with more lookups, were better wherever compared; --dim {dim - dim % ROOMY} allows them"
+    )
+
+
+def advise(
+    spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Train, storable: str | None = None
+) -> Advice:
     """Train the candidates once each at a budget, and the storable one at smaller sizes too.
+
+    Args:
+        spec: the store's.
+        coded: the rows.
+        setup: what all trainings share.
+        floats: the budget.
+        train: trains cells.
+        storable: the layout that an ingestion is to store; `storable_layout` of the budget by default.
 
     Raises:
         TooSmall: not a row of the storable layout fits.
     """
-    storable = storable_layout(setup.dim, floats, coded.values)
+    storable = storable or storable_layout(setup.dim, floats, coded.values)
     order = [*CANDIDATES, storable]
     make_plan(storable, coded.fields, setup.dim, floats)  # too few floats for a row of it are too few
     first = train(_fitting(order, coded, setup, floats))
@@ -137,8 +162,13 @@ def _best(results: Sequence[CellResult], setup: Setup, order: Sequence[str]) -> 
     return min(level, key=lambda each: order.index(each.layout))
 
 
+def roomy_layout(coded: Coded, setup: Setup) -> str:
+    """Return the storable layout of the collision-free table's size."""
+    return storable_layout(setup.dim, coded.values * setup.dim, coded.values)
+
+
 def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
-    """Return the floats with which the first storable layout is foretold to reach a loss on validation rows.
+    """Return the floats with which `roomy_layout` is foretold to reach a loss on validation rows.
 
     It is trained at `TARGET_SHARES` of the collision-free table's size.
 
@@ -146,7 +176,7 @@ def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
         TrainingError: the curve never comes so low, or fewer sizes work than a curve needs.
     """
     whole = coded.values * setup.dim
-    layout = storable_layout(setup.dim, whole, coded.values)
+    layout = roomy_layout(coded, setup)
     cells = [cell for share in TARGET_SHARES for cell in _fitting([layout], coded, setup, int(share * whole))]
     found = train(cells)
     losses = [each.validation[loss_of(setup.label)] for each in found]
@@ -170,9 +200,35 @@ def loss_of(label: Label) -> str:
     return "log_loss" if label.is_binary else "rmse"
 
 
+@dataclass(frozen=True)
+class Target:
+    """A loss that was asked for, and what the advised table reached of it on validation rows."""
+
+    metric: str
+    wanted: float
+    layout: str
+    bytes: int
+    found: float
+    met: bool
+
+    def __str__(self) -> str:
+        how = "met" if self.met else f"missed by {self.found - self.wanted:.4f}: ask for a lower one"
+        return (
+            f"target: {self.metric} {self.wanted:g} on validation rows; "
+            f"{self.layout} in {self.bytes:,} bytes has {self.found:.4f}: {how}"
+        )
+
+
+def reached(advice: Advice, setup: Setup, wanted: float) -> Target:
+    """Return whether the layout that an ingestion stores reached a loss, as it was foretold to."""
+    metric, stored = loss_of(setup.label), advice.storable
+    found = stored.validation[metric]
+    return Target(metric, wanted, stored.layout, stored.bytes, found, found <= wanted)
+
+
 def storable_spec(spec: FeatureSpec, result: CellResult, setup: Setup) -> FeatureSpec:
     """Return a spec with the slots of a trained `unified` layout: the same lookups, seeds and rows."""
-    lookups = int(parse_layout(result.layout).parameters["lookups"])
+    lookups = lookups_of(result.layout)
     width = setup.dim // lookups
     features = tuple(
         Feature(each.name, each.column, tuple(default_seed(each.name, k) for k in range(lookups)))
@@ -180,6 +236,11 @@ def storable_spec(spec: FeatureSpec, result: CellResult, setup: Setup) -> Featur
     )
     table = Table(result.bytes // (FLOAT_BYTES * width), width)
     return dataclasses.replace(spec, name=f"{spec.name}-advised", table=table, features=features)
+
+
+def lookups_of(layout: str) -> int:
+    """Return how many lookups a feature has in a `unified` layout; one where it does not say."""
+    return int(parse_layout(layout).parameters.get("lookups", 1))
 
 
 @dataclass(frozen=True)

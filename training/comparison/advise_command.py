@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import math
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,23 @@ from typing import Any
 import click
 
 from featurestore.errors import ArtifactError, SpecError
-from featurestore.options import json_option, snapshot_option, store_option
+from featurestore.options import OUTPUT_FILE, json_option, snapshot_option, store_option
 from featurestore.output import table_text
 from featurestore.paths import AnyPath, write_whole
 from featurestore.plans import TooSmall
 from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
-from training.comparison.advice import TIE, Advice, advise, floats_for, needs_no_vocabulary, spec_toml
+from training.comparison.advice import (
+    TIE,
+    Advice,
+    advise,
+    floats_for,
+    narrower,
+    needs_no_vocabulary,
+    reached,
+    roomy_layout,
+    spec_toml,
+)
 from training.comparison.arguments import read_budgets, read_setup, setup_options
 from training.comparison.data import Coded, load_coded
 from training.comparison.kept import comparison_folder, held
@@ -38,9 +50,7 @@ Examples:
 @snapshot_option
 @click.option("--budget", help="Bytes, or a share of the collision-free table's: 0.1x.")
 @click.option("--target-loss", type=float, help="Instead: log loss, or RMSE of ratings, on validation rows.")
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the advised spec to this file."
-)
+@click.option("--output", "-o", type=OUTPUT_FILE, help="Write the advised spec to this file; replace it.")
 @setup_options
 @click.option(
     "--jobs", type=click.IntRange(1), default=None, help="Trainings at a time. Default: one a core."
@@ -58,6 +68,8 @@ def command(
     """
     if (budget is None) == (target_loss is None):
         raise SpecError("advise", ["give either --budget or --target-loss"])
+    if target_loss is not None and not 0 < target_loss < math.inf:
+        raise SpecError("--target-loss", [f"expected a number above 0, got {target_loss}"])
     with FeatureStore(store, snapshot_id) as opened:
         setup = read_setup(opened.spec.label, **settings)
         coded = load_coded(opened, setup)
@@ -65,28 +77,32 @@ def command(
         folder, spec = comparison_folder(opened, setup), opened.spec
     with held(folder, setup):
         train = functools.partial(_train, coded, setup, folder, jobs or os.cpu_count() or 1)
-        if target_loss is not None:
-            floats = floats_for(target_loss, coded, setup, train)
+        storable = None
+        if target_loss is not None:  # the layout whose curve foretold the bytes is the one to have them
+            floats, storable = floats_for(target_loss, coded, setup, train), roomy_layout(coded, setup)
         try:
-            advice = advise(spec, coded, setup, floats, train)
+            advice = advise(spec, coded, setup, floats, train, storable)
         except TooSmall as error:
             raise SpecError("--budget", [str(error)]) from error
-    reasons = why(advice, setup)
+    target = None if target_loss is None else reached(advice, setup, target_loss)
+    reasons = [*([str(target)] if target else []), *why(advice, setup)]
     if output:
         _write(output, advice.spec, reasons)
     if as_json:
-        click.echo(json.dumps(advice.to_dict() | {"why": reasons}, indent=1))
+        told = {"target": target and dataclasses.asdict(target), "why": reasons}
+        click.echo(json.dumps(advice.to_dict() | told, indent=1))
         return
     click.echo(_table(advice, setup), nl=False)
     click.echo(_features(advice), nl=False)
     for reason in reasons:
         click.echo(reason)
     if output:
-        click.echo(f"wrote {output}: slotstore ingest SOURCE --store {store} --spec {output}")
+        words = shlex.join(["slotstore", "ingest", "SOURCE", "--store", str(store), "--spec", str(output)])
+        click.echo(f"wrote {output}: {words}")
 
 
 def _read_budget(text: str, exact_floats: int) -> int:
-    sizes = read_budgets(text, exact_floats)
+    sizes = read_budgets(text, exact_floats, "--budget")
     if len(sizes) != 1:
         raise SpecError("--budget", [f"expected one budget, got {len(sizes)}"])
     return sizes[0]
@@ -142,6 +158,8 @@ def why(advice: Advice, setup: Setup) -> list[str]:
     if best.layout != stored.layout:
         side = "behind" if gap > 0 else "ahead, within the tie"
         told.append(f"an ingestion stores {stored.layout}, {abs(gap):.4f} {side}")
+    if narrow := narrower(setup.dim, stored.layout):
+        told.append(narrow)
     told.append(
         f"spec: all features share {table.num_slots:,} rows of {table.dim} floats, "
         f"{len(advice.spec.features[0].seeds)} lookups each"

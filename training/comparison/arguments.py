@@ -108,13 +108,14 @@ def read_widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def read_budgets(text: str, exact_floats: int) -> list[int]:
+def read_budgets(text: str, exact_floats: int, option: str = "--budgets") -> list[int]:
     """Return the floats that each budget allows.
 
     Args:
         text: numbers separated by commas: ``0.1x`` is a share of the exact table, others are bytes, with KiB
             or MiB after them or nothing.
         exact_floats: of the collision-free table.
+        option: where it was typed.
 
     Raises:
         SpecError: with every one that is none, or allows not even a float.
@@ -126,7 +127,7 @@ def read_budgets(text: str, exact_floats: int) -> list[int]:
         except ValueError as error:
             problems.append(f"budget {word!r}: {error}; give bytes (8KiB, 100000) or a share (0.1x)")
     if problems or not found:
-        raise SpecError("--budgets", problems or ["none given"])
+        raise SpecError(option, problems or ["none given"])
     return list(dict.fromkeys(found))
 
 

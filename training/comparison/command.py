@@ -132,7 +132,8 @@ def _report(
 ) -> str:
     """Return what a person reads: the table, the published figures beside ours, what it comes to."""
     parts = [table_text(columns(setup.label), rows(found, misfits))]
-    parts.append(f"p: Welch's t-test against {REFERENCE}\n")
+    if any(each.against for each in found):
+        parts.append(f"p: Welch's t-test against {REFERENCE}\n")
     if setup.label == PAPER_LABEL and (published := beside_published(found, exact_floats)):
         parts.append("\n" + table_text(PUBLISHED_COLUMNS, published))
     parts.append("\n" + "".join(f"{verdict}\n" for verdict in verdicts(found, setup.label)))

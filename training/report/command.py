@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from featurestore.errors import ArtifactError, SpecError
-from featurestore.options import json_option, snapshot_option, store_option
+from featurestore.options import OUTPUT_FILE, json_option, snapshot_option, store_option
 from featurestore.output import progress_bar, whole_file
 from featurestore.paths import AnyPath, local_folder
 from featurestore.store import FeatureStore
@@ -36,7 +36,7 @@ and in a table. Quality against bytes comes from what `slotstore compare` and `a
 @click.option(
     "--output",
     "-o",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     default=Path("report.html"),
     show_default=True,
     help="The file to write; one that is there is replaced.",
@@ -52,7 +52,7 @@ def command(
     and how these are loaded; quality against bytes; with --run the learning curves of a training, and its
     predictions beside the truth. The snapshot is that of the run, or the newest.
     """
-    _check(output, tracking=tracking)
+    _check(tracking=tracking)
     reported = None if run is None else open_run(run, local_folder(store) / "checkpoints")
     chosen = snapshot_id or (reported.checkpoint.snapshot if reported else None)
     with FeatureStore(store, chosen) as opened, _progress() as progress:
@@ -76,15 +76,11 @@ def _record(run: ReportedRun | None) -> dict[str, str] | None:
     return dict(run.checkpoint.tracked) if run and run.checkpoint.tracked else None
 
 
-def _check(output: Path, *, tracking: bool) -> None:
-    """Raise SpecError, before any work, where the page could not be written or kept."""
-    problems = []
-    if not output.parent.is_dir():
-        problems.append(f"--output: there is no folder {output.parent}")
+def _check(*, tracking: bool) -> None:
+    """Raise SpecError, before any work, where the page could not be kept."""
     if tracking and not installed("mlflow"):
-        problems.append("tracking needs mlflow: pip install 'slotstore[track]', or give --no-tracking")
-    if problems:
-        raise SpecError("report", problems)
+        remedy = "pip install 'slotstore[track]', or give --no-tracking"
+        raise SpecError("report", [f"tracking needs mlflow: {remedy}"])
 
 
 def _write(output: Path, page: str) -> None:

@@ -8,7 +8,7 @@ import click
 import rich.progress
 from rich.console import Console
 
-from featurestore.options import json_option, store_option
+from featurestore.options import SNAPSHOT_ID, json_option, store_option
 from featurestore.paths import AnyPath, local_folder
 from featurestore.store import FeatureStore
 from training.checkpoint import load_checkpoint
@@ -25,6 +25,7 @@ run_argument = click.argument("run", default="latest", metavar="[RUN]")
 model_snapshot_option = click.option(
     "--snapshot",
     "snapshot_id",
+    type=SNAPSHOT_ID,
     metavar="ID",
     help="A snapshot, or the start of its id. Default: the one that the model was trained on.",
 )

@@ -10,11 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import SpecError, TrainingError
-from featurestore.layouts import mixed_dims, unified
+from featurestore.layouts import mixed_dims, parse_layout, unified
 from featurestore.plans import Field
 from featurestore.spec import load_spec, parse_spec, shipped_specs
 from featurestore.store import FeatureStore
-from training.comparison.advice import advise, floats_for, outlooks, spec_toml, storable_layout, storable_spec
+from training.comparison.advice import (
+    advise,
+    floats_for,
+    narrower,
+    outlooks,
+    reached,
+    roomy_layout,
+    spec_toml,
+    storable_layout,
+    storable_spec,
+)
 from training.comparison.advise_command import command
 from training.comparison.curve import fit_curve
 from training.comparison.data import Coded, load_coded
@@ -75,11 +85,11 @@ def test_the_best_is_chosen_and_what_is_level_with_it_by_order(coded):
     for qualities, best in (
         ({"exact_lowdim": 0.8, "mixed_dim": 0.7}, "exact_lowdim"),
         ({"unified_narrow": 0.8, "mixed_dim": 0.7985, "exact_lowdim": 0.799}, "mixed_dim"),
-        ({"unified:lookups=1": 0.9}, "unified:lookups=1"),
+        ({"unified": 0.9}, "unified"),
     ):
         advice = advise(spec, coded, SETUP, floats, trained(qualities))
         assert advice.best.layout == best
-    assert advice.storable.layout == "unified:lookups=1"
+    assert advice.storable.layout == "unified"
 
 
 def test_the_advised_spec_has_the_slots_that_were_trained(coded):
@@ -106,8 +116,31 @@ def test_a_spec_is_the_same_after_it_was_written(name):
     ("dim", "roomy", "tight"), [(30, 5, 10), (6, 1, 2), (1, 1, 1), (7, 1, 1), (384, 64, 64)]
 )
 def test_the_storable_layout_divides_the_width(dim, roomy, tight):
-    assert storable_layout(dim, 100, 100) == f"unified:lookups={roomy}"
-    assert storable_layout(dim, 99, 100) == f"unified:lookups={tight}"
+    assert storable_layout(dim, 100, 100) == str(parse_layout(f"unified:lookups={roomy}"))
+    assert storable_layout(dim, 99, 100) == str(parse_layout(f"unified:lookups={tight}"))
+
+
+def test_a_width_that_no_number_divides_is_told_with_one_that_is():
+    assert "--dim 30 allows them" in narrower(31, "unified")
+    assert narrower(30, "unified:lookups=5") is None
+    assert narrower(7, "unified") is None
+
+
+def test_whether_the_target_is_met_is_told(coded):
+    floats = coded.values * 6
+    advice = advise(load_spec("movielens"), coded, SETUP, floats, trained({}, loss=lambda _: 0.41))
+    met = reached(advice, SETUP, 0.42)
+    assert (met.met, met.found, met.bytes) == (True, 0.41, 4 * floats)
+    assert str(met).endswith("has 0.4100: met")
+    assert str(reached(advice, SETUP, 0.4)).endswith("has 0.4100: missed by 0.0100: ask for a lower one")
+
+
+def test_the_layout_that_foretold_the_bytes_gets_them(coded):
+    """Also where there is less than a float a value, for which another one would be taken."""
+    floats = coded.values // 2
+    own = advise(load_spec("movielens"), coded, SETUP, floats, trained({}))
+    foretold = advise(load_spec("movielens"), coded, SETUP, floats, trained({}), roomy_layout(coded, SETUP))
+    assert (own.storable.layout, foretold.storable.layout) == ("unified:lookups=2", "unified")
 
 
 def test_a_target_is_turned_into_bytes(coded):
@@ -134,6 +167,28 @@ def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
     assert f"share {spec.table.num_slots:,} rows of {spec.table.dim} floats" in text.stdout
 
 
+def test_where_advice_cannot_be_written_nothing_is_trained(tiny_store, tmp_path):
+    words = ["--store", str(tiny_store), *ARGUMENTS, "--budget", "0.5x", "--dim", "2", "--output"]
+    kept = {path.name for path in (tiny_store / "comparisons").glob("*")}
+    for output in (tmp_path / "no" / "a.toml", tmp_path):
+        result = CliRunner().invoke(command, [*words, str(output)])
+        assert result.exit_code == 2
+    assert {path.name for path in (tiny_store / "comparisons").glob("*")} == kept
+
+
+def test_a_target_is_advised_on_and_told(tiny_store):
+    result = CliRunner().invoke(
+        command, ["--store", str(tiny_store), *ARGUMENTS, "--target-loss", "0.65", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    target = said["target"]
+    assert (target["metric"], target["wanted"]) == ("log_loss", 0.65)
+    assert target["found"] == said["storable"]["validation"]["log_loss"]
+    assert target["met"] == (target["found"] <= 0.65)
+    assert said["why"][0].startswith("target: log_loss 0.65 on validation rows; unified")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -141,7 +196,11 @@ def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
         (["--budget", "1x", "--target-loss", "1"], "give either"),
         (["--budget", "1x,2x"], "expected one budget, got 2"),
         (["--budget", "lots"], "give bytes"),
-        (["--budget", ""], "none given"),
+        (["--budget", ""], "--budget: 1 problem\n  - none given"),
+        (["--target-loss", "nan"], "--target-loss: 1 problem\n  - expected a number above 0, got nan"),
+        (["--target-loss", "-1"], "expected a number above 0, got -1.0"),
+        (["--target-loss", "inf"], "expected a number above 0, got inf"),
+        (["--budget", "1x", "--lr", "0"], "settings: 1 problem\n  - --lr must be"),
         (["--budget", "4"], "does not fit 4 bytes"),
     ],
 )

@@ -198,11 +198,11 @@ def test_a_cell_that_cannot_be_written_is_named(coded, tmp_path):
         run_cells([Cell("unified", 500, 0)], coded, SETUP, tmp_path, 1, lambda *_: None)
 
 
-@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf"])
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "1e30"])
 def test_rates_that_cannot_work(tiny_store, value):
     result = compare(tiny_store, "--lr", value)
     assert isinstance(result.exception, SpecError)
-    assert "--lr must be a number above 0" in str(result.exception)
+    assert "--lr must be a number above 0 and at most 1000" in str(result.exception)
 
 
 def test_budgets():
@@ -223,10 +223,11 @@ def test_labels():
 
 
 def test_layouts_with_parameters_have_one_spelling():
-    assert read_layouts("robe, unified_narrow:signs=0:lookups=06,unified_narrow:lookups=6:signs=0") == [
+    assert read_layouts("robe, unified_narrow:signs=0:lookups=04,unified_narrow:lookups=4:signs=0") == [
         "robe",
-        "unified_narrow:lookups=6:signs=0",
+        "unified_narrow:lookups=4:signs=0",
     ]
+    assert read_layouts("unified,unified:lookups=1,unified_narrow:lookups=6") == ["unified", "unified_narrow"]
 
 
 def test_widths():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from featurestore.errors import ArtifactError, FingerprintError, NotFound, SpecError, TrainingError
+from featurestore.errors import ArtifactError, FingerprintError, NotFound, TrainingError
 from featurestore.snapshot import latest
 from training.config import TrainConfig
 from training.job import train
@@ -76,7 +76,8 @@ def test_machines_read_json(reported, tmp_path):
 
 def test_what_cannot_be_is_refused_before_any_work(reported, tmp_path):
     here = ["--store", reported.store]
-    refused(SpecError, r"--output: there is no folder .*nowhere", *here, "-o", "nowhere/r.html")
+    done = report(*here, "-o", "nowhere/r.html")
+    assert (done.exit_code, "there is no folder 'nowhere'" in done.stderr) == (2, True)
     near = "20260101-000000-aaab"
     refused(NotFound, "did you mean '20260101-000000-aaaa'", *here, "--run", near)
     refused(NotFound, r"no snapshot", "--store", tmp_path)
@@ -84,10 +85,12 @@ def test_what_cannot_be_is_refused_before_any_work(reported, tmp_path):
     assert report(*here, "-o", tmp_path).exit_code == 2
 
 
-def test_a_folder_that_cannot_be_written_is_said(reported, tmp_path):
-    (tmp_path / "full").symlink_to("/proc/self")
-    words = ["--store", reported.store, "--no-tracking", "-o", "full/r.html"]
-    refused(ArtifactError, r"cannot write full/r.html", *words)
+def test_a_page_that_cannot_be_written_is_said(reported, tmp_path):
+    words = ["--store", reported.store, "--no-tracking", "-o"]
+    refused(ArtifactError, r"cannot write /dev/full: .*No space left", *words, "/dev/full")
+    (tmp_path / "fixed").symlink_to("/proc/self")
+    done = report(*words, "fixed/r.html")
+    assert (done.exit_code, "'fixed/r.html' cannot be written" in done.stderr) == (2, True)
 
 
 def test_a_run_of_another_spec_is_refused_and_a_snapshot_that_is_gone_named(
