@@ -313,7 +313,10 @@ def _own_slots(found: ValueSlots) -> list[tuple[object, ...]]:
 
 
 def _never_seen(found: ValueSlots) -> str:
-    near = f"; the nearest is {found.nearest!r}" if found.nearest is not None else ""
+    if found.nearest is not None:
+        near = f"; the nearest is {found.nearest!r}"
+    else:
+        near = f", such as {', '.join(map(repr, found.known))}" if found.known else ""
     return (
         f"{found.feature}={found.value} was never seen, these are the slots it has all the same. "
         f"{found.known_values:,} values of {found.feature} are known{near}"

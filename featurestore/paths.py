@@ -11,6 +11,7 @@ import functools
 import os
 import posixpath
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -174,6 +175,11 @@ def as_path(text: str | AnyPath) -> AnyPath:
         raise SpecError(text, [f"expected {scheme}://BUCKET/FOLDER, the bucket of a-z, 0-9 and .-_"])
     key = posixpath.normpath(rest)
     return RemotePath(scheme, key)
+
+
+def typed(path: object) -> str:
+    """Return a path as it is typed into a shell, for commands that messages name."""
+    return shlex.quote(str(path))
 
 
 def local_folder(store: AnyPath) -> Path:

@@ -16,7 +16,7 @@ from featurestore.cache import clear_cache
 from featurestore.database import write_catalog
 from featurestore.errors import ArtifactError, NotFound, StoreBusy
 from featurestore.manifest import KINDS
-from featurestore.paths import REQUESTS, AnyPath, RemotePath, files_below, sizes, sync
+from featurestore.paths import REQUESTS, AnyPath, RemotePath, files_below, sizes, sync, typed
 from featurestore.snapshot import MANIFEST, Snapshot, latest, list_snapshots, read_snapshots, snapshot_folder
 from featurestore.staging import is_abandoned, lock, set_latest
 
@@ -183,7 +183,7 @@ def _refuse_unreadable(store: AnyPath, unreadable: dict[str, str]) -> None:
     for name, problem in unreadable.items():
         raise ArtifactError(
             f"nothing was removed: which shards snapshot {name} uses cannot be known ({problem}).\n"
-            f"Mend it, or give it up with `slotstore snapshots remove {name} --store {store}`."
+            f"Mend it, or give it up with `slotstore snapshots remove {name} --store {typed(store)}`."
         )
 
 

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from featurestore.digest import Sums, add_sums, bytes_digest, file_digest, row_sums
 from featurestore.errors import ArtifactError, NotFound, SpecError, VersionError, did_you_mean
 from featurestore.manifest import COUNTS, FORMAT_VERSION, KINDS, Manifest, Shard
-from featurestore.paths import AnyPath, arrow_file, sizes
+from featurestore.paths import AnyPath, arrow_file, sizes, typed
 
 MANIFEST = "manifest.json"
 SHOWN_PROBLEMS = 5
@@ -112,7 +112,7 @@ class Snapshot:
             if not shard.is_inherited
         ]
         return (
-            f"slotstore reslot --store {self.folder.parent.parent} --snapshot {manifest.parent} "
+            f"slotstore reslot --store {typed(self.folder.parent.parent)} --snapshot {manifest.parent} "
             f"--num-slots {spec.table.num_slots}{''.join(lookups)}"
         )
 
@@ -239,7 +239,7 @@ def snapshot_folder(store: AnyPath, snapshot_id: str | None = None) -> AnyPath:
         raise NotFound(f"{len(matches)} snapshots in {store} begin with {wanted!r}: {', '.join(matches)}")
     raise NotFound(
         f"no snapshot {wanted!r} in {store}{did_you_mean(wanted, folders)}: "
-        f"`slotstore snapshots list --store {store}` shows them"
+        f"`slotstore snapshots list --store {typed(store)}` shows them"
     )
 
 
@@ -276,7 +276,7 @@ def latest(store: AnyPath) -> str:
 
 def no_snapshot(store: AnyPath) -> NotFound:
     """Return the error of a store that has no snapshot yet."""
-    return NotFound(f"no snapshot in {store}: make one with `slotstore ingest SOURCE --store {store}`")
+    return NotFound(f"no snapshot in {store}: make one with `slotstore ingest SOURCE --store {typed(store)}`")
 
 
 def read_snapshot(folder: AnyPath) -> Snapshot:

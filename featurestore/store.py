@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from featurestore.database import Database, Parameters, define_views, identifier, parquet
 from featurestore.errors import ArtifactError, NotFound, did_you_mean
-from featurestore.paths import AnyPath, as_path
+from featurestore.paths import AnyPath, as_path, typed
 from featurestore.snapshot import Snapshot, open_snapshot
 from featurestore.spec import SPLITS, FeatureSpec
 from featurestore.splits import Splits
@@ -132,7 +132,7 @@ class FeatureStore:
         if str(self.snapshot.folder.parent.absolute()) in message:
             raise ArtifactError(
                 f"snapshot {self.snapshot.manifest.id} cannot be read: {message}\n"
-                f"`slotstore snapshots verify --store {self.path}` says what is damaged."
+                f"`slotstore snapshots verify --store {typed(self.path)}` says what is damaged."
             )
 
 

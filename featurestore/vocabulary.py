@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from featurestore.errors import NotFound
 from featurestore.hashing import hash_values
 from featurestore.manifest import VOCABULARY_SCHEMA
+from featurestore.paths import typed
 from featurestore.snapshot import Snapshot
 from featurestore.spec import Feature
 
@@ -98,7 +99,8 @@ def read_vocabulary(snapshot: Snapshot) -> dict[str, Vocabulary]:
     if not shards:
         raise NotFound(
             f"snapshot {manifest.id} has no vocabulary, and so no stored hashes. An ingestion builds it: "
-            f"slotstore ingest {manifest.source.get('uri')} --store {snapshot.folder.parent.parent}"
+            f"slotstore ingest {typed(manifest.source.get('uri'))} "
+            f"--store {typed(snapshot.folder.parent.parent)}"
         )
     if len(shards) != len(features):
         raise snapshot.damaged([f"{len(shards)} shards of the vocabulary for {len(features)} features"])

@@ -1,5 +1,6 @@
 """Which values a slot has, and which slots a value has."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,11 @@ class OwnSlot:
 
 @dataclass(frozen=True)
 class ValueSlots:
-    """Where a value lies. count: its examples; None if it was never seen, then ``nearest`` is a known one.
+    """Where a value lies. count: its examples; None if it was never seen.
 
-    A value that was never seen has slots all the same, for they are made of its text alone.
+    A value that was never seen has slots all the same, for they are made of its text alone. nearest: then the
+    known value that it may be a slip for, if there is one. known_values: how many there are; ``known``: the
+    most frequent of them.
     """
 
     feature: str
@@ -64,6 +67,7 @@ class ValueSlots:
     count: int | None
     nearest: str | None
     known_values: int
+    known: Sequence[str]
     slots: Sequence[OwnSlot]
 
 
@@ -77,16 +81,28 @@ def parse_words(words: Iterable[str], spec: FeatureSpec) -> list[tuple[str, str]
             problems.append(f"expected FEATURE=VALUE, got {word!r}")
         elif name not in names:
             problems.append(f"no feature {name!r}{did_you_mean(name, names)}")
+        elif not _is_utf8(value):
+            problems.append(f"{name}: values are UTF-8, got {os.fsencode(value)!r}")
         asked.append((name, value))
     if problems:
         raise SpecError("slots", problems)
-    return asked
+    return list(dict.fromkeys(asked))
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a word of the command line was: other bytes come as surrogates, which no text holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def slots_of_value(store: FeatureStore, feature: str, value: str, num_slots: int) -> ValueSlots:
     """Return the slots of a value, seen or not, in a table of ``num_slots`` rows, and who shares them.
 
-    The nearest known value is the one with the fewest edits (Levenshtein), of several the most frequent.
+    The nearest known value is the one with the fewest edits (Levenshtein), of several the most frequent;
+    there is none where over half of the letters would have to change.
 
     Raises:
         SpecError: a table cannot have so many rows.
@@ -97,9 +113,12 @@ def slots_of_value(store: FeatureStore, feature: str, value: str, num_slots: int
     seeds = store.spec.feature(feature).seeds
     query = """
         SELECT max(count) FILTER (value = $value) AS count, count(*) AS known_values,
-            arg_min(value, (levenshtein(value, $value), -count, value)) AS nearest
+            arg_min(value, (levenshtein(value, $value), -count, value)) FILTER (
+                2 * levenshtein(value, $value) <= greatest(length(value), length($value))) AS nearest,
+            min_by(value, (-count, value), $members) AS known
         FROM vocabulary WHERE feature = $feature"""
-    row = store.sql(query, {"feature": feature, "value": value}).to_pylist()[0]
+    asked = {"feature": feature, "value": value, "members": MEMBERS}
+    row = store.sql(query, asked).to_pylist()[0]
     if row["count"] is not None:
         row["nearest"] = None
     hashes = [(seed, xxh32(value, seed)) for seed in seeds]

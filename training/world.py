@@ -61,7 +61,7 @@ class World:
         """Return rank 0's text on every rank."""
         if self.size == 1:
             return text
-        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(_device())
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
         length = self.counts(len(data))[0]
         shared = data if self.rank == 0 else data.new_empty(length)
         self.broadcast(shared)

@@ -198,6 +198,15 @@ def test_output_that_cannot_be_written(slotstore, tiny_store, tmp_path):
     assert_mistake(done, 2, "--output", "there is no folder", "no")
 
 
+@pytest.mark.parametrize("command", ["features", "splits", "collisions", "query SELECT"])
+def test_nothing_is_no_snapshot_and_no_folder(slotstore, tiny_store, command):
+    words = command.split()
+    assert_mistake(
+        slotstore(*words, "--store", tiny_store, "--snapshot", ""), 2, "an empty id names no snapshot"
+    )
+    assert_mistake(slotstore(*words, "--store", ""), 2, "an empty path names no folder")
+
+
 def test_output_into_a_pipe(tiny_store, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:

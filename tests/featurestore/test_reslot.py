@@ -396,7 +396,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys):
 
 def test_a_store_without_vocabulary_says_how_to_build_it(store):
     edit_manifest(open_snapshot(store), lambda data: data["shards"].update(vocabulary=[]))
-    with pytest.raises(NotFound, match=rf"has no vocabulary(?s:.*)slotstore ingest a test --store {store}"):
+    with pytest.raises(NotFound, match=rf"has no vocabulary(?s:.*)slotstore ingest 'a test' --store {store}"):
         reslot(store, num_slots=50)
 
 

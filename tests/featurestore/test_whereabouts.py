@@ -1,6 +1,7 @@
 """Which values a slot has, and which slots a value has."""
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -74,7 +75,8 @@ def test_the_slots_of_a_known_value(tiny):
 
 def test_a_value_that_was_never_seen_has_slots(tiny):
     found = slots_of_value(tiny, "gender", "Females", 97)
-    assert (found.count, found.nearest, found.known_values) == (None, "F", 2)
+    assert (found.count, found.nearest, found.known_values) == (None, None, 2)
+    assert sorted(found.known) == ["F", "M"]
     seed = tiny.spec.feature("gender").seeds[0]
     assert [(own.seed, own.hash, own.slot) for own in found.slots] == [
         (seed, xxh32("Females", seed), slot("Females", seed, 97))
@@ -83,11 +85,14 @@ def test_a_value_that_was_never_seen_has_slots(tiny):
 
 
 def test_of_the_nearest_values_the_most_frequent(tiny):
-    """Every value of one letter is one edit from another."""
+    """Either value of gender is one edit from two letters that begin or end with it."""
     expected = tiny.sql(
         "SELECT value FROM vocabulary WHERE feature = 'gender' ORDER BY count DESC"
     ).to_pylist()
-    assert slots_of_value(tiny, "gender", "Q", 97).nearest == expected[0]["value"]
+    found = slots_of_value(tiny, "gender", "FM", 97)
+    assert found.nearest == expected[0]["value"]
+    assert found.known == [row["value"] for row in expected]
+    assert slots_of_value(tiny, "gender", "Q", 97).nearest is None
 
 
 def test_an_odd_value_is_only_text(tiny):
@@ -160,10 +165,22 @@ def test_the_number_of_slots_is_the_snapshots(tiny, tiny_store):
 
 
 def test_what_a_person_reads_of_a_value_never_seen(tiny_store):
-    told = output(slots_command, "gender=Females", "zip=", "--store", tiny_store)
-    assert "gender=Females was never seen, these are the slots it has all the same" in told
+    told = output(slots_command, "gender=Fs", "gender=Female", "zip=", "--store", tiny_store)
+    assert "gender=Female was never seen, these are the slots it has all the same" in told
     assert "2 values of gender are known; the nearest is 'F'" in told
+    assert "2 values of gender are known, such as 'M', 'F'" in told
     assert "zip= was never seen" in told
+
+
+def test_a_value_asked_for_twice_is_told_once(tiny_store):
+    words = ["gender=F", "gender=M", "gender=F"]
+    found = json.loads(output(slots_command, *words, "--store", tiny_store, "--json"))
+    assert [one["value"] for one in found["values"]] == ["F", "M"]
+
+
+def test_bytes_that_are_no_text_are_refused(tiny):
+    with pytest.raises(SpecError, match=r"gender: values are UTF-8, got b'F\\xff'"):
+        parse_words([os.fsdecode(b"gender=F\xff")], tiny.spec)
 
 
 def test_an_empty_slot_is_said_to_be(tiny_store):

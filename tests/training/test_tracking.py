@@ -289,7 +289,9 @@ def test_the_projects_parameters_have_the_commands_defaults(project):
     for entry in ("main", "train"):
         for name, settings in project["entry_points"][entry]["parameters"].items():
             field = names.get(name, name)
-            if field not in ("source", "store", "spec"):
+            if field == "num_slots":
+                assert '${{num_slots:+--num-slots "$num_slots"}}' in project["entry_points"][entry]["command"]
+            elif field not in ("source", "store", "spec"):
                 assert settings["default"] == getattr(TrainConfig, field), name
                 assert f"--{name.replace('_', '-')} {{{name}}}" in project["entry_points"][entry]["command"]
 

@@ -31,6 +31,7 @@ def say_everything(world):
         "broadcast": received.tolist(),
         "exchanged": world.exchange(sent, [1, 2], [1, 1] if world.rank == 0 else [2, 2]).tolist(),
         "to first": chunk[0, 0].item(),
+        "text": [world.share_text(text if world.rank == 0 else "mine") for text in ("né", "")],
     }
 
 
@@ -42,6 +43,7 @@ def test_what_ranks_tell_each_other(run_world):
         assert result["no rows"] == (0, 3)
         assert result["counts"] == [5, 6]
         assert result["broadcast"] == [0.0, 0.0]
+        assert result["text"] == ["né", ""]
     assert (first["exchanged"], second["exchanged"]) == ([0, 10], [1, 2, 11, 12])
     assert (first["to first"], second["to first"]) == (1.0, 1.0)
 

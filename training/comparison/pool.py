@@ -117,12 +117,21 @@ def _draw(folder: Path, measures: Measures) -> None:
 
 @contextlib.contextmanager
 def _ctrl_c_held_back() -> Iterator[None]:
-    """Let SIGINT wait; processes that are started meanwhile never get it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Let SIGINT wait; processes that are started meanwhile never get it.
+
+    They inherit what this thread blocks. That is not enough for this process, where another thread may take
+    the signal: its handler, which runs in this one, would break off what a worker is being told.
+    """
+    came: list[int] = []
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _trained(cells: Sequence[Cell], work: _Work, jobs: int) -> Iterator[tuple[Cell, CellResult]]:

@@ -1,8 +1,8 @@
 """Of a page: quality against bytes, from what comparisons and advice have trained and kept."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 
+from featurestore.paths import typed
 from featurestore.store import FeatureStore
 from featurestore.wording import label_text
 from training.comparison.kept import KeptComparison, kept_comparisons
@@ -23,7 +23,7 @@ def quality_section(store: FeatureStore) -> Section:
 def _how(store: FeatureStore) -> Words:
     told = (
         "No comparison of this snapshot is kept, so quality against bytes is not known: "
-        f"`slotstore compare --store {shlex.quote(str(store.path))}` trains memory layouts at equal bytes."
+        f"`slotstore compare --store {typed(store.path)}` trains memory layouts at equal bytes."
     )
     return Words([told])
 

@@ -1,11 +1,11 @@
 """Of a page: a training run, its learning curves, and its predictions beside the truth."""
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import ArtifactError
+from featurestore.paths import typed
 from featurestore.store import FeatureStore
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.loop import EpochResult, TrainState
@@ -79,10 +79,7 @@ def scored_split(store: FeatureStore) -> str:
 
 def no_run_section(store: FeatureStore) -> Section:
     """Return how a page gets one."""
-    told = (
-        "None was asked for: "
-        f"`slotstore report --store {shlex.quote(str(store.path))} --run latest` adds the newest."
-    )
+    told = f"None was asked for: `slotstore report --store {typed(store.path)} --run latest` adds the newest."
     return Section("run", "Run", [Words([told])])
 
 

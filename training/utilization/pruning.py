@@ -12,6 +12,7 @@ import torch
 
 from featurestore.errors import ArtifactError, SpecError
 from featurestore.output import table_text
+from featurestore.paths import typed
 from featurestore.store import FeatureStore
 from training.checkpoint import PRUNED_VERSION, Checkpoint, save_checkpoint
 from training.comparison.measures import Flags
@@ -26,6 +27,7 @@ from training.utilization.rows import no_vocabulary
 from training.utilization.scores import BATCH_ROWS
 
 UNSEEN_SEED = 0
+_NOT_WORTH_IT = "In memory it is not worth it: nearly all rows are in use, and the remap takes more.\n"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Pruning:
             else f"none of {before:,} bytes in {place}, where it takes {after - before:,} more"
             for place, (before, after) in (("the file", whole.file), ("memory", whole.memory))
         ]
-        return f"Gone: {', '.join(told)}.\n"
+        worth = "" if whole.memory[1] < whole.memory[0] else _NOT_WORTH_IT
+        return f"Gone: {', '.join(told)}.\n{worth}"
 
     def _checked(self) -> str:
         same = f"The rows of all values of snapshot {self.snapshot} are the same, bit for bit"
@@ -233,8 +236,9 @@ def _compare(
             if not same_bits(*(model(batch.slots) for model in models)):
                 raise ArtifactError(
                     f"predictions of {split} differ: examples of snapshot {store.snapshot.manifest.id} have "
-                    f"values that its vocabulary lacks. `slotstore snapshots verify --store {store.path}` "
-                    "says what is damaged; nothing was written"
+                    "values that its vocabulary lacks. "
+                    f"`slotstore snapshots verify --store {typed(store.path)}` says what is damaged; "
+                    "nothing was written"
                 )
             first = 0
             for feature, pair in zip(features, metrics, strict=True):

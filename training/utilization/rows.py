@@ -11,6 +11,7 @@ import numpy as np
 
 from featurestore.database import identifier
 from featurestore.errors import ArtifactError
+from featurestore.paths import typed
 from featurestore.spec import Feature
 from featurestore.splits import quoted
 from featurestore.store import FeatureStore
@@ -74,7 +75,7 @@ def no_vocabulary(store: FeatureStore) -> ArtifactError:
     """Return the error of a snapshot whose vocabulary is empty."""
     return ArtifactError(
         f"snapshot {store.snapshot.manifest.id} of {store.path} has no vocabulary, which says whose rows "
-        f"are whose: `slotstore ingest SOURCE --store {store.path}` makes a snapshot with one"
+        f"are whose: `slotstore ingest SOURCE --store {typed(store.path)}` makes a snapshot with one"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from featurestore.database import identifier
 from featurestore.errors import ArtifactError
+from featurestore.paths import typed
 from featurestore.splits import quoted
 from featurestore.store import FeatureStore
 from training.comparison.measures import CollisionScores
@@ -119,7 +120,7 @@ def _score(model: Network, slots: torch.Tensor, store: FeatureStore) -> torch.Te
     except IndexError as error:
         raise ArtifactError(
             f"snapshot {store.snapshot.manifest.id} has a slot that the table does not have, of "
-            f"{store.spec.table.num_slots:,} rows: `slotstore snapshots verify --store {store.path}` says "
-            "what is damaged"
+            f"{store.spec.table.num_slots:,} rows: "
+            f"`slotstore snapshots verify --store {typed(store.path)}` says what is damaged"
         ) from error
     return scores

@@ -230,6 +230,14 @@ def test_layouts_with_parameters_have_one_spelling():
     assert read_layouts("unified,unified:lookups=1,unified_narrow:lookups=6") == ["unified", "unified_narrow"]
 
 
+def test_the_test_is_explained_where_there_is_one(tiny_store):
+    alone = compare(tiny_store, "--layouts", "robe,exact", "--budgets", "1.0x", "--seeds", "2")
+    assert alone.exit_code == 0
+    assert "Welch" not in alone.stdout
+    beside = compare(tiny_store, "--layouts", "unified,exact", "--budgets", "1.0x", "--seeds", "2")
+    assert "p: Welch's t-test against unified\n" in beside.stdout
+
+
 def test_widths():
     assert read_widths("192, 64") == (192, 64)
     assert read_widths("") == ()

@@ -103,7 +103,7 @@ def test_what_takes_more_than_before_is_told_as_that():
     parts = [Bytes("whole", (200, 100), (1000, 1256))]
     told = str(Pruning(Path("a"), Path("b"), "0123", 999, 1000, parts, "test", 0, []))
     assert "Gone: 100 of 200 bytes in the file (50.0%), none of 1,000 bytes in memory, " in told
-    assert "where it takes 256 more.\n" in told
+    assert "where it takes 256 more.\nIn memory it is not worth it: " in told
 
 
 def test_a_batch_for_which_the_table_is_multiplied_gives_the_same_bits(
