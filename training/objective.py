@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from featurestore.database import identifier
 from featurestore.spec import Label
 from training.metrics import BinaryMetrics, Metrics, RatingMetrics, Scores
 
@@ -32,6 +35,18 @@ class Objective:
         """Return a mean loss as scores."""
         value = self.report(mean_loss)
         return Scores({self.name: value}, loss=value)
+
+
+def targets(values: npt.NDArray[np.generic], label: Label) -> npt.NDArray[np.float32]:
+    """Return what a model is to learn of the label's column, (n,): the values, or 0.0 and 1.0."""
+    numbers: npt.NDArray[np.float32] = values.astype(np.float32)
+    return numbers if label.threshold is None else (numbers >= label.threshold).astype(np.float32)
+
+
+def target_sql(label: Label) -> str:
+    """Return SQL for the same of an example."""
+    column = identifier(label.column)
+    return column if label.threshold is None else f"({column} >= {label.threshold!r})::INTEGER"
 
 
 def _logit(share: float) -> float:

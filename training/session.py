@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurestore.database import identifier
 from featurestore.errors import TrainingError
 from featurestore.store import FeatureStore
 from training.checkpoint import Checkpoint, load_checkpoint, random_states, restore_random_states
@@ -24,7 +23,7 @@ from training.keeper import CheckpointKeeper
 from training.loop import Callback, EpochResult, Step, Trainer, TrainState, evaluate, fit
 from training.metrics import Scores
 from training.models import Table, build_model
-from training.objective import objective_for
+from training.objective import objective_for, target_sql
 from training.optimizers import TABLE, TABLE_LR, build_optimizer, clip_gradients
 from training.order import Share
 from training.profiling import Profile, ProfileResult
@@ -296,7 +295,6 @@ def _clip(model: nn.Module, max_norm: float) -> Any:  # noqa: ANN401
 
 def _mean_label(store: FeatureStore) -> float:
     """Return the mean label of the train split: a rating, or the share of positives."""
-    label, column = store.spec.label, identifier(store.spec.label.column)
-    value = f"({column} >= {label.threshold})::INTEGER" if label.is_binary else column
+    value = target_sql(store.spec.label)
     mean: float = store.sql(f"SELECT avg({value}) AS mean FROM train")["mean"][0].as_py()  # noqa: S608
     return mean

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from featurestore.encode import as_text
 from featurestore.errors import TrainingError
 from featurestore.plans import Field
-from featurestore.spec import SPLITS, Label, SplitRule
+from featurestore.spec import SPLITS, SplitRule
 from featurestore.splits import Splits, bucket_boundaries
 from featurestore.store import FeatureStore
 from training.comparison.setup import Setup
+from training.objective import targets
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def load_coded(store: FeatureStore, setup: Setup) -> Coded:
             )
         used = zip(store.spec.features, fields, strict=True)
         codes[split] = np.stack([_codes(table[feature.column], field) for feature, field in used], 1)
-        labels[split] = _labels(table[setup.label.column], setup.label)
+        labels[split] = targets(table[setup.label.column].to_numpy(), setup.label)
     return Coded(_counted(fields, codes["train"]), codes, labels)
 
 
@@ -76,8 +77,3 @@ def _codes(column: pa.ChunkedArray, field: Field) -> npt.NDArray[np.int32]:
     known = pc.index_in(text.dictionary, pa.array(field.values)).to_numpy()
     codes: npt.NDArray[np.int32] = known.take(text.indices.to_numpy()).astype(np.int32)
     return codes
-
-
-def _labels(column: pa.ChunkedArray, label: Label) -> npt.NDArray[np.float32]:
-    values: npt.NDArray[np.float32] = column.to_numpy().astype(np.float32)
-    return values if label.threshold is None else (values >= label.threshold).astype(np.float32)

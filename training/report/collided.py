@@ -69,7 +69,7 @@ def _sharing(found: Collisions, names: Sequence[str]) -> Figure:
             "feature": one.feature,
             "share": one.shared.observed / one.values,
             "expected": one.shared.expected / one.values,
-            "values": one.shared.observed,
+            "sharing": one.shared.observed,
             "traffic": one.shared_count.observed / one.count,
         }
         for one in some
@@ -95,7 +95,8 @@ def _sharing(found: Collisions, names: Sequence[str]) -> Figure:
     ]
     return Figure(
         "Values that share a slot with any other",
-        "More values collide where the table is small; far from what is expected, the seeds are to blame.",
+        "More values collide where the table is small. Features of few values scatter widely about what is "
+        "expected; what chance does not explain is said above.",
         charts.sharing(bars, names),
         Table("Values that share a slot", columns, rows),
     )
@@ -117,9 +118,10 @@ def _load(found: Collisions) -> Figure:
     rows = [(bar["told"], bar["slots"], bar["expected"], bar["reads"]) for bar in bars]
     return Figure(
         "How the slots are loaded",
-        "A use is one value under one of its lookups. The line on a bar is what uniform hashes would make.",
+        "A use is one value under one of its lookups; an example reads one slot for each. The lines are what "
+        "uniform hashes would make.",
         charts.load(bars),
-        Table("Slots by their uses", ["uses", "slots", "expected", "examples that read them"], rows),
+        Table("Slots by their uses", ["uses", "slots", "expected", "reads"], rows),
     )
 
 

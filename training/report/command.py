@@ -1,12 +1,11 @@
 """`slotstore report`: a snapshot, and a run trained on it, as one page."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.progress import Progress
 
 from featurestore.errors import ArtifactError, SpecError
 from featurestore.options import OUTPUT_FILE, json_option, snapshot_option, store_option
@@ -14,8 +13,8 @@ from featurestore.output import progress_bar, whole_file
 from featurestore.paths import AnyPath, local_folder
 from featurestore.store import FeatureStore
 from training.config import installed
-from training.report.build import SECTIONS, build_report
-from training.report.run import ReportedRun, open_run
+from training.report.build import build_report
+from training.report.run import open_run
 from training.report.tracking import log_page
 from training.tracking import next_command
 
@@ -55,13 +54,13 @@ def command(
     _check(tracking=tracking)
     reported = None if run is None else open_run(run, local_folder(store) / "checkpoints")
     chosen = snapshot_id or (reported.checkpoint.snapshot if reported else None)
-    with FeatureStore(store, chosen) as opened, _progress() as progress:
-        page = build_report(opened, reported, progress).html()
+    with FeatureStore(store, chosen) as opened, progress_bar(Console(stderr=True)) as bar:
+        page = build_report(opened, reported, _Bar(bar)).html()
         snapshot = opened.snapshot.manifest.id
     _write(output, page)
     tracked = None
     if tracking:
-        tracked = log_page(output, local_folder(store), snapshot, _record(reported))
+        tracked = log_page(output, local_folder(store), snapshot, reported)
     if as_json:
         answer = {"output": str(output), "bytes": output.stat().st_size, "snapshot": snapshot}
         answer |= {"run": reported and reported.name, "mlflow_run": tracked and tracked.run_id}
@@ -69,11 +68,7 @@ def command(
         return
     click.echo(f"page      {output}, {output.stat().st_size:,} bytes: open it in a browser")
     if tracked:
-        click.echo(f"MLflow    run {tracked.run_id}, artifact report/{output.name}: {next_command(tracked)}")
-
-
-def _record(run: ReportedRun | None) -> dict[str, str] | None:
-    return dict(run.checkpoint.tracked) if run and run.checkpoint.tracked else None
+        click.echo(f"MLflow    run {tracked.run_id}, among its artifacts: {next_command(tracked)}")
 
 
 def _check(*, tracking: bool) -> None:
@@ -91,16 +86,14 @@ def _write(output: Path, page: str) -> None:
         raise ArtifactError(f"cannot write {output}: {error}") from error
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield what shows on stderr, where that is a terminal, which section is made."""
-    with progress_bar(Console(stderr=True)) as bar:
-        task = bar.add_task("reading", total=SECTIONS)
-        done = -1
+class _Bar:
+    """Shows on a bar which section of a page is made, and how far it is."""
 
-        def follow(title: str) -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, description=title, completed=done)
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._task = bar, bar.add_task("reading", total=None)
 
-        yield follow
+    def begin(self, title: str, steps: int) -> None:
+        self._bar.reset(self._task, description=title, total=steps)
+
+    def advance(self, steps: int) -> None:
+        self._bar.advance(self._task, steps)

@@ -27,5 +27,6 @@ for (const [name, spec] of Object.entries(charts)) {
   const chart = document.getElementById(name);
   // ast: expressions are interpreted, for the page's policy allows no code made of text.
   vegaEmbed(chart, spec, { config, renderer: "svg", actions: false, ast: true, tooltip: { theme: "custom" } })
-    .then(() => { readWithKeys(chart); chart.dataset.drawn = "yes"; });
+    .then(() => { readWithKeys(chart); chart.dataset.drawn = "yes"; })
+    .catch((error) => { chart.textContent = `This chart could not be drawn: ${error.message}. Its numbers are below.`; console.error(error); });
 }

@@ -55,8 +55,3 @@ class Section:
     name: str
     title: str
     parts: Sequence[Part]
-
-    @property
-    def figures(self) -> list[Figure]:
-        """Return its figures."""
-        return [part for part in self.parts if isinstance(part, Figure)]

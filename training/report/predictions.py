@@ -7,36 +7,58 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
 from training.metrics import Scores
 from training.networks import Network
-from training.objective import objective_for
+from training.objective import objective_for, targets
 
 BATCH_ROWS = 16_384
-RATING_WIDTH, PROBABILITY_WIDTH = 0.25, 0.05
-RATINGS = (-1.0, 7.0)
-"""Between which predicted ratings have bins of their own; those beyond are in the outermost."""
 _LABEL_STEP = 0.5
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Predictions from ``low`` to below ``high``, for examples with one label.
+class Grid:
+    """Bins of one width between two predictions; those beyond are in the outermost."""
 
-    predicted: the sum of the predictions of ``examples``.
+    low: float
+    high: float
+    width: float
+
+    @property
+    def last(self) -> int:
+        """The number of the last bin, the first being 0."""
+        return round((self.high - self.low) / self.width) - 1
+
+    def numbers(self, predicted: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Return the bin of each prediction, (n,)."""
+        numbers: npt.NDArray[np.int64] = np.floor((predicted - self.low) / self.width).astype(np.int64)
+        return numbers.clip(0, self.last)
+
+    def told(self, number: int) -> str:
+        """Return what a bin holds, for a person."""
+        low = self.low + number * self.width
+        if number == self.last and self.high != 1:  # no probability is above 1
+            return f"{low:.2f} and more"
+        return f"{low:.2f} to {low + self.width:.2f}"
+
+
+RATINGS, PROBABILITIES = Grid(0.0, 6.0, 0.25), Grid(0.0, 1.0, 0.05)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions from ``low`` to below ``high``, of examples whose label is, to the nearest half, ``label``.
+
+    predicted, labels: the sums of both over the ``examples``. told: the range, for a person.
     """
 
     label: float
     low: float
     high: float
+    told: str
     examples: int
     predicted: float
-
-    @property
-    def told(self) -> str:
-        """The range, for a person."""
-        return f"{self.low:.2f} to {self.high:.2f}"
+    labels: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,9 @@ class Predictions:
 def count_predictions(
     store: FeatureStore, model: Network, split: str, advance: Callable[[int], None] = lambda _rows: None
 ) -> Predictions | None:
-    """Predict a split and count what comes out, in bounded memory; None where it has no examples.
+    """Predict a split and count what comes out; None where it has no examples.
+
+    The split is streamed; where the label is binary 5 bytes are kept of an example, for the AUC.
 
     Args:
         store: the snapshot.
@@ -63,55 +87,46 @@ def count_predictions(
     """
     if not store.splits.rows[split]:
         return None
-    spec, width = store.spec, PROBABILITY_WIDTH if store.spec.label.is_binary else RATING_WIDTH
-    metrics, counts = objective_for(spec.label).metrics(), _Counts(width)
-    columns = [*spec.slot_columns, spec.label.column]
+    label = store.spec.label
+    metrics, counts = objective_for(label).metrics(), _Counts(PROBABILITIES if label.is_binary else RATINGS)
+    columns = [*store.spec.slot_columns, label.column]
     for batch in store.stream(split, columns, batch_rows=BATCH_ROWS):
         read = [column.to_numpy() for column in batch.columns]
-        labels = torch.from_numpy(_labels(read[-1], spec))
+        wanted = targets(read[-1], label)
         scores = model(torch.from_numpy(np.stack(read[:-1], axis=1)))  # (B, L) -> (B,)
-        metrics.update(scores, labels)
-        counts.add((scores.sigmoid() if spec.label.is_binary else scores).numpy(), labels.numpy())
-        advance(len(labels))
+        metrics.update(scores, torch.from_numpy(wanted))
+        counts.add((scores.sigmoid() if label.is_binary else scores).numpy(), wanted)
+        advance(len(wanted))
     return Predictions(split, store.splits.rows[split], metrics.compute(), counts.bins())
 
 
-def _labels(ratings: npt.NDArray[np.float32], spec: FeatureSpec) -> npt.NDArray[np.float32]:
-    if spec.label.threshold is None:
-        return ratings.astype(np.float32)
-    return (ratings >= spec.label.threshold).astype(np.float32)
-
-
 class _Counts:
-    """Examples and summed predictions by bin and label."""
+    """Examples, and their predictions and labels summed, by bin and by label."""
 
-    def __init__(self, width: float) -> None:
-        self._width = width
-        self._sums: dict[tuple[int, int], list[float]] = {}
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._sums: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
 
     def add(self, predicted: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) -> None:
-        low, high = (0.0, 1.0) if self._width == PROBABILITY_WIDTH else RATINGS
-        last = round((high - low) / self._width) - 1
-        numbers = np.clip(np.floor((predicted.astype(np.float64) - low) / self._width), 0, last)
-        keys = np.stack([numbers, np.rint(labels / _LABEL_STEP)], axis=1).astype(np.int64)
-        found, places = np.unique(keys, axis=0, return_inverse=True)
+        exact = predicted.astype(np.float64)
+        steps = np.rint(labels / _LABEL_STEP).astype(np.int64)
+        found, places = np.unique(
+            np.stack([self._grid.numbers(exact), steps], axis=1), axis=0, return_inverse=True
+        )
         places = places.reshape(-1)
-        examples = np.bincount(places).tolist()
-        sums = np.bincount(places, predicted).tolist()
-        for (number, label), count, total in zip(found.tolist(), examples, sums, strict=True):
-            entry = self._sums.setdefault((number, label), [0, 0.0])
-            entry[0] += count
-            entry[1] += total
+        sums = np.stack(
+            [np.bincount(places), np.bincount(places, exact), np.bincount(places, labels)], axis=1
+        )
+        for (number, step), more in zip(found.tolist(), sums, strict=True):
+            key = number, step
+            self._sums[key] = self._sums.get(key, np.zeros(3)) + more
 
     def bins(self) -> list[Bin]:
-        low = 0.0 if self._width == PROBABILITY_WIDTH else RATINGS[0]
-        return [
-            Bin(
-                label * _LABEL_STEP,
-                low + number * self._width,
-                low + (number + 1) * self._width,
-                int(examples),
-                predicted,
-            )
-            for (number, label), (examples, predicted) in sorted(self._sums.items())
-        ]
+        return [self._bin(number, step, sums) for (number, step), sums in sorted(self._sums.items())]
+
+    def _bin(self, number: int, step: int, sums: npt.NDArray[np.float64]) -> Bin:
+        examples, predicted, labels = sums.tolist()
+        low = self._grid.low + number * self._grid.width
+        high = low + self._grid.width
+        told = self._grid.told(number)
+        return Bin(step * _LABEL_STEP, low, high, told, round(examples), predicted, labels)

@@ -6,11 +6,15 @@ from featurestore.paths import typed
 from featurestore.store import FeatureStore
 from featurestore.wording import label_text
 from training.comparison.kept import KeptComparison, kept_comparisons
-from training.comparison.ranking import Standing, check_fair, columns, rows, standings
+from training.comparison.ranking import REFERENCE, Standing, check_fair, columns, rows, standings
 from training.comparison.setup import watched
 from training.comparison.verdicts import verdicts
 from training.report import charts
 from training.report.parts import Facts, Figure, Part, Section, Table, Words
+
+_CAPTION = (
+    f"Layouts at equal bytes; sd: of what is left of it, over seeds; p: Welch's t-test against {REFERENCE}"
+)
 
 
 def quality_section(store: FeatureStore) -> Section:
@@ -36,9 +40,9 @@ def _parts(kept: KeptComparison) -> list[Part]:
         Figure(
             f"Test {metric} of layouts at equal bytes",
             f"{'Higher' if kept.label.is_binary else 'Lower'} is better. Rows, label, network and stopping "
-            "rule are the same for all; bars are a standard deviation over seeds.",
+            "rule are the same for all. A vertical line is a standard deviation over seeds, to either side.",
             charts.quality(_points(found), names, metric),
-            Table("Layouts at equal bytes", columns(kept.label), rows(found, [])),
+            Table(_CAPTION, columns(kept.label), rows(found, [])),
         ),
         Words([*verdicts(found, kept.label), *(f"Note: {note}." for note in check_fair(kept.cells))]),
     ]

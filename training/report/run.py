@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import ArtifactError
+from featurestore.errors import ArtifactError, NotFound
 from featurestore.paths import typed
 from featurestore.store import FeatureStore
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -14,11 +14,12 @@ from training.report import charts
 from training.report.parts import Facts, Figure, Part, Section, Table, Words
 from training.report.predictions import Bin, Predictions, count_predictions
 from training.run_folder import RunFolder, find_run
+from training.utilization.scores import scored_split
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A model, its file, and the epochs of its training, those after the best one too."""
+    """A model, its file, and the epochs of its training that are known, those after the best one too."""
 
     name: str
     path: Path
@@ -34,22 +35,29 @@ def open_run(run: str, checkpoints: Path) -> ReportedRun:
         ArtifactError: its model is damaged.
     """
     found = find_run(run, checkpoints)
-    path = found if isinstance(found, Path) else found.best
-    checkpoint = load_checkpoint(path, mmap=True)
-    history = TrainState.from_dict(checkpoint.state).history
     if isinstance(found, Path):
-        return ReportedRun(path.name, path, checkpoint, history)
-    return ReportedRun(found.path.resolve().name, path, checkpoint, _whole_history(found, history))
+        checkpoint = load_checkpoint(found, mmap=True)
+        return ReportedRun(
+            f"{found.resolve().parent.name}/{found.name}", found, checkpoint, _epochs(checkpoint)
+        )
+    name = found.path.resolve().name
+    if found.last.exists() and not found.best.exists():
+        raise NotFound(f"run {name} has no model yet: one is kept when an epoch ends")
+    checkpoint = load_checkpoint(found.best, mmap=True)
+    return ReportedRun(name, found.best, checkpoint, _all_epochs(found, checkpoint))
 
 
-def _whole_history(folder: RunFolder, history: Sequence[EpochResult]) -> Sequence[EpochResult]:
+def _epochs(checkpoint: Checkpoint) -> list[EpochResult]:
+    return TrainState.from_dict(checkpoint.state).history
+
+
+def _all_epochs(folder: RunFolder, best: Checkpoint) -> list[EpochResult]:
     """Return the epochs up to the last state that is kept; those of the best one where none is intact."""
     try:
-        last = load_checkpoint(folder.last, mmap=True)
+        last = _epochs(load_checkpoint(folder.last, mmap=True))
     except ArtifactError:
-        return history
-    whole = TrainState.from_dict(last.state).history
-    return whole if len(whole) > len(history) else history
+        last = []
+    return max(_epochs(best), last, key=len)
 
 
 def run_section(
@@ -61,20 +69,12 @@ def run_section(
         store: a snapshot of the model's spec.
         run: the model and its training.
         advance: is told of how many more examples are predicted.
-
-    Raises:
-        FingerprintError: the model's slots come from another spec than the snapshot's.
     """
-    run.checkpoint.check_fits(store.snapshot)
     model = load_model(run.checkpoint, run.path)
     found = count_predictions(store, model, scored_split(store), advance)
-    curves = _curves(run.history, run.checkpoint.epoch)
-    return Section("run", f"Run {run.name}", [_facts(run, found), *curves, *_predicted(found, store)])
-
-
-def scored_split(store: FeatureStore) -> str:
-    """Return the split whose examples are predicted: test, or validation where that is empty."""
-    return "test" if store.splits.rows["test"] else "validation"
+    parts: list[Part] = [_facts(run, found), *_elsewhere(store, run)]
+    parts += _curves(run.history, run.checkpoint.epoch)
+    return Section("run", f"Run {run.name}", [*parts, *_predicted(found, store)])
 
 
 def no_run_section(store: FeatureStore) -> Section:
@@ -93,45 +93,58 @@ def _facts(run: ReportedRun, found: Predictions | None) -> Facts:
             "network": config["model"],
             "optimizer": f"{config['optimizer']}, learning rate {config['learning_rate']:g}, "
             f"batches of {config['batch_size']:,}, seed {config['seed']}",
-            "epochs": f"{len(run.history)}; the model is that of epoch {checkpoint.epoch}",
+            "model": f"of epoch {checkpoint.epoch}; epochs known here: {len(run.history)}",
             **scores,
         }
     )
 
 
+def _elsewhere(store: FeatureStore, run: ReportedRun) -> list[Part]:
+    snapshot = store.snapshot.manifest.id
+    if run.checkpoint.snapshot == snapshot:
+        return []
+    told = (
+        f"The model was trained on snapshot {run.checkpoint.snapshot}, not on {snapshot}: what is predicted "
+        "below may be among what it was trained on."
+    )
+    return [Words([told])]
+
+
 def _curves(history: Sequence[EpochResult], best: int) -> Iterator[Part]:
     """Yield a figure for each metric, those of training first."""
-    splits = {
-        split: {each.epoch: scores.values for each in history if (scores := getattr(each, split))}
-        for split in ("train", "validation")
-    }
-    metrics = dict.fromkeys(
-        name for epochs in splits.values() for values in epochs.values() for name in values
-    )
-    for metric in metrics:
-        points = [
-            {"epoch": epoch, "split": split, "value": values[metric]}
-            for split, epochs in splits.items()
-            for epoch, values in epochs.items()
-            if metric in values
-        ]
-        rows = [
-            (each.epoch, *(splits[split].get(each.epoch, {}).get(metric) for split in splits))
-            for each in history
-        ]
+    scores = [(split, each.epoch, getattr(each, split)) for split in _SPLITS for each in history]
+    values = [
+        {"split": split, "epoch": epoch, "metric": metric, "value": value}
+        for split, epoch, found in scores
+        if found
+        for metric, value in found.values.items()
+    ]
+    for metric in dict.fromkeys(str(row["metric"]) for row in values):
+        points = [row for row in values if row["metric"] == metric]
+        names = [split for split in _SPLITS if any(row["split"] == split for row in points)]
+        known = {(row["split"], row["epoch"]): row["value"] for row in points}
+        rows = [(each.epoch, *(known.get((split, each.epoch)) for split in names)) for each in history]
+        mean = (
+            "Training is the mean over an epoch's batches, each before its step. " if "train" in names else ""
+        )
         yield Figure(
             f"Learning curve: {metric}",
-            "Training is the mean over an epoch's batches, each before its step. Dashed: the epoch kept.",
-            charts.learning(points, metric, best),
-            Table(f"{metric} by epoch", ["epoch", *splits], rows),
+            f"{mean}The dashed line is the epoch whose model is kept.",
+            charts.learning(points, names, metric, best),
+            Table(f"{metric} by epoch", ["epoch", *names], rows),
         )
+
+
+_SPLITS = ("train", "validation")
 
 
 def _predicted(found: Predictions | None, store: FeatureStore) -> list[Part]:
     if found is None:
         return [Words(["The splits of validation and test are empty: there is nothing to predict."])]
-    binary = store.spec.label.is_binary
-    return [_probabilities(found) if binary else _ratings(found), _calibration(found, binary=binary)]
+    if store.spec.label.is_binary:
+        return [_probabilities(found), _calibration(found, "probability", (0.0, 1.0))]
+    edges = [edge for each in found.bins for edge in (each.low, each.high, each.label)]
+    return [_ratings(found), _calibration(found, "rating", (min(edges), max(edges)))]
 
 
 def _by_label(bins: Sequence[Bin]) -> dict[float, int]:
@@ -159,7 +172,7 @@ def _shares(bins: Sequence[Bin], name: str) -> list[dict[str, object]]:
 def _ratings(found: Predictions) -> Figure:
     return Figure(
         f"Predictions against ratings, {found.split}",
-        "How the predictions for each rating spread; were they right, all would lie at the rating.",
+        "How the predictions for each rating (to the nearest half) spread; right ones lie at it.",
         charts.predictions(_shares(found.bins, "rating")),
         _label_table(found, "rating"),
     )
@@ -179,28 +192,28 @@ def _label_table(found: Predictions, name: str) -> Table:
     ranges = {each.low: each.told for each in found.bins}
     counts = {(each.low, each.label): each.examples for each in found.bins}
     rows = [(told, *(counts.get((low, label), 0) for label in labels)) for low, told in ranges.items()]
-    return Table(
-        f"Examples by prediction and {name}", ["prediction", *(f"{name} {label:g}" for label in labels)], rows
-    )
+    names = ["prediction", *(f"{name} {label:g}" for label in labels)]
+    return Table(f"Examples by prediction and {name}", names, rows)
 
 
-def _calibration(found: Predictions, *, binary: bool) -> Figure:
+def _calibration(found: Predictions, what: str, span: tuple[float, float]) -> Figure:
     points = []
-    for low, told in {each.low: each.told for each in found.bins}.items():
-        here = [each for each in found.bins if each.low == low]
+    for told in dict.fromkeys(each.told for each in found.bins):
+        here = [each for each in found.bins if each.told == told]
         examples = sum(each.examples for each in here)
+        predicted, labels = (sum(getattr(each, name) for each in here) for name in ("predicted", "labels"))
         points.append(
             {
                 "told": told,
-                "prediction": sum(each.predicted for each in here) / examples,
-                "truth": sum(each.examples * each.label for each in here) / examples,
+                "prediction": predicted / examples,
+                "truth": labels / examples,
                 "examples": examples,
             }
         )
-    rows = [(each["told"], each["prediction"], each["truth"], each["examples"]) for each in points]
+    rows = [tuple(each.values()) for each in points]
     return Figure(
         f"Calibration, {found.split}",
         "On the dashed line what is predicted comes true on average; above it the model predicts too little.",
-        charts.calibration(points, "probability" if binary else "rating"),
+        charts.calibration(points, what, span),
         Table("Mean label by prediction", ["prediction", "their mean", "mean label", "examples"], rows),
     )

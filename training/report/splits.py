@@ -7,6 +7,7 @@ from typing import Any
 from featurestore.output import moment
 from featurestore.splits import kept, quoted
 from featurestore.store import FeatureStore
+from training.objective import target_sql
 from training.report import charts
 from training.report.parts import Figure, Part, Section, Table, Words
 
@@ -46,8 +47,7 @@ def splits_section(store: FeatureStore) -> Section:
 def _examples_of_splits(store: FeatureStore) -> str:
     """Return SQL for split, timestamp and label (0 and 1 where it is binary) of all examples."""
     label = store.spec.label
-    value = label.column if label.threshold is None else f"({label.column} >= {label.threshold!r})::INTEGER"
-    columns = f"timestamp, {value} AS label"
+    columns = f"timestamp, {target_sql(label)} AS label"
     parts = [
         f"SELECT {quoted(split)} AS split, {columns} FROM {split}"  # noqa: S608  # quoted
         for split in store.splits.rows

@@ -14,6 +14,7 @@ from featurestore.store import FeatureStore
 from training.checkpoint import load_checkpoint
 from training.run_folder import find_model
 from training.utilization.report import measure_utilization
+from training.utilization.scores import scored_split
 
 EPILOG = """\b
 Examples:
@@ -62,7 +63,7 @@ def command(run: str, *, store: AnyPath, snapshot_id: str | None, split: str | N
 @contextlib.contextmanager
 def scoring(store: FeatureStore, split: str | None) -> Iterator[tuple[str, Callable[[int], None]]]:
     """Yield the split to predict, and what shows on stderr, where that is a terminal, how far it has come."""
-    split = split or ("test" if store.splits.rows["test"] else "validation")
+    split = split or scored_split(store)
     console = Console(stderr=True)
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(

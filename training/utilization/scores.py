@@ -15,7 +15,7 @@ from featurestore.store import FeatureStore
 from training.comparison.measures import CollisionScores
 from training.metrics import Metrics, Scores
 from training.networks import Network
-from training.objective import objective_for
+from training.objective import objective_for, targets
 from training.utilization.rows import KINDS, text_of
 
 BATCH_ROWS = 16_384
@@ -88,6 +88,11 @@ class _Part:
         return CollisionScores(values, self.examples, self.metrics.compute() if self.examples else None)
 
 
+def scored_split(store: FeatureStore) -> str:
+    """Return the split to score where nobody says which: test, or validation where that is empty."""
+    return "test" if store.splits.rows["test"] else "validation"
+
+
 def _query(store: FeatureStore, split: str) -> str:
     """Return SQL for the examples of a split: their slots, the label, the kind of each feature's value."""
     columns = [identifier(name) for name in (*store.spec.slot_columns, store.spec.label.column)]
@@ -107,9 +112,7 @@ def _read(
     """Return slots int32 (B, L), labels float32 (B,) as the model learned them, and kinds (B,) by feature."""
     columns = [column.to_numpy() for column in batch.columns]
     lookups, label = len(store.spec.slot_columns), store.spec.label
-    labels = columns[lookups].astype(np.float32)
-    if label.threshold is not None:
-        labels = (labels >= label.threshold).astype(np.float32)
+    labels = targets(columns[lookups], label)
     slots = torch.from_numpy(np.stack(columns[:lookups], axis=1))
     return slots, torch.from_numpy(labels), [torch.tensor(kinds) for kinds in columns[lookups + 1 :]]
 

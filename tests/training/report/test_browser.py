@@ -144,7 +144,7 @@ def test_values_are_read_by_keys(look, whole):
     chart.focus()
     page.keyboard.press("ArrowRight")
     first = reading.inner_text()
-    assert "traffic of: user_id" in first
+    assert first.startswith("traffic of: user_id; shares a slot with: user_id; share of the examples: ")
     assert chart.locator(".read").count() == 1
     page.keyboard.press("ArrowDown")
     assert reading.inner_text() not in ("", first)
@@ -161,6 +161,29 @@ def test_values_are_read_by_keys(look, whole):
 
 FOCUSED = """(element => element === document.body
     ? null : element.tagName + (element.id || element.textContent.slice(0, 60)))(document.activeElement)"""
+
+
+def test_a_mark_says_to_a_reader_what_it_says_under_the_mouse(look, whole):
+    """Every mark but those that only help to read the others, and nothing of how it is drawn."""
+    page = look(whole).page
+    for name in page.eval_on_selector_all(".chart", "all => all.map(e => e.id)"):
+        said = page.eval_on_selector_all(
+            f"#{name} {MARKS}", "all => all.map(e => e.getAttribute('aria-label'))"
+        )
+        assert said
+        assert not [one for one in said if "high:" in one or "end:" in one or "said" in one]
+    bar = page.locator(f"#splits-2 {MARKS}").first
+    bar.scroll_into_view_if_needed()
+    bar.hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    cells = [cell.strip(": ") for cell in tooltip.locator("td").all_inner_texts()]
+    pairs = zip(cells[::2], cells[1::2], strict=True)
+    assert "; ".join(map(": ".join, pairs)) == bar.get_attribute("aria-label")
+
+
+MARKS = ":is(path, rect, text)[role=graphics-symbol][aria-label]"
+LABELS = "all => all.map(element => element.getAttribute('aria-label'))"
 
 
 def test_keys_get_everywhere(look, whole):

@@ -71,7 +71,10 @@ def test_machines_read_json(reported, tmp_path):
     }
     for name in ("latest", "aaaa", reported.checkpoint.parent):
         assert json.loads(report(*words, "--run", name).stdout)["run"] == "20260101-000000-aaaa"
-    assert json.loads(report(*words, "--run", reported.checkpoint).stdout)["run"] == "best.pt"
+    assert (
+        json.loads(report(*words, "--run", reported.checkpoint).stdout)["run"]
+        == "20260101-000000-aaaa/best.pt"
+    )
 
 
 def test_what_cannot_be_is_refused_before_any_work(reported, tmp_path):
@@ -113,7 +116,7 @@ def kept(tracking_uri, run_id):
 def test_pages_are_kept_with_the_run_they_are_about_and_else_in_one_for_the_snapshot(store):
     result = train(TrainConfig(store, epochs=1))
     told = report("--store", store, "--run", "latest").stdout
-    assert f"run {result.tracked.run_id}, artifact report/report.html: mlflow ui " in told
+    assert f"run {result.tracked.run_id}, among its artifacts: mlflow ui " in told
     run, pages = kept(result.tracked.tracking_uri, result.tracked.run_id)
     assert (run.info.status, pages) == ("FINISHED", ["report/report.html"])
 
