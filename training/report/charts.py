@@ -21,6 +21,7 @@ COLORS = (
 """Each stands out from white and from near black: its contrast with either is at least 3 to 1."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 """No number of them divides that of the colours, so that 70 names differ in colour or shape."""
+SPLITS = ("train", "validation", "test")
 MOST_NAMES = 12
 """Rows of a heat map that have room for numbers in the cells, and lines that can be told apart."""
 
@@ -92,16 +93,17 @@ def _done(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int = _HEI
     return made
 
 
-def _colors(field: str, title: str | None, names: Sequence[str]) -> alt.Color:
-    return alt.Color(field=field, type="nominal", title=title, scale=_scale(names, COLORS))
+def _colors(field: str, title: str | None, names: Sequence[str], known: Sequence[str] = ()) -> alt.Color:
+    return alt.Color(field=field, type="nominal", title=title, scale=_scale(names, COLORS, known))
 
 
-def _shapes(field: str, title: str | None, names: Sequence[str]) -> alt.Shape:
-    return alt.Shape(field=field, type="nominal", title=title, scale=_scale(names, SHAPES))
+def _shapes(field: str, title: str | None, names: Sequence[str], known: Sequence[str] = ()) -> alt.Shape:
+    return alt.Shape(field=field, type="nominal", title=title, scale=_scale(names, SHAPES, known))
 
 
-def _scale(names: Sequence[str], values: Sequence[str]) -> alt.Scale:
-    return alt.Scale(domain=list(names), range=[values[n % len(values)] for n in range(len(names))])
+def _scale(names: Sequence[str], values: Sequence[str], known: Sequence[str]) -> alt.Scale:
+    places = [(known or names).index(name) for name in names]
+    return alt.Scale(domain=list(names), range=[values[place % len(values)] for place in places])
 
 
 def _log_scale() -> alt.Scale:
@@ -109,12 +111,15 @@ def _log_scale() -> alt.Scale:
 
 
 def _lines_with_points(
-    lines: alt.Chart, field: str, title: str | None, names: Sequence[str]
+    lines: alt.Chart, field: str, title: str | None, names: Sequence[str], known: Sequence[str] = ()
 ) -> alt.LayerChart | alt.FacetChart:
-    """Draw a line for each name, with a mark to read at every point; hollow, so that none hides another."""
-    colored = lines.encode(color=_colors(field, title, names))
+    """Draw a line for each name, with a mark to read at every point; hollow, so that none hides another.
+
+    ``known``: all names that there may be, for one to look the same in every chart.
+    """
+    colored = lines.encode(color=_colors(field, title, names, known))
     points = colored.mark_point(filled=False, opacity=1, size=55, strokeWidth=2)
-    return alt.layer(colored.mark_line(aria=False), points.encode(shape=_shapes(field, title, names)))
+    return alt.layer(colored.mark_line(aria=False), points.encode(shape=_shapes(field, title, names, known)))
 
 
 def timeline(rows: Rows, names: Sequence[str], unit: str) -> dict[str, Any]:
@@ -222,17 +227,19 @@ def quality(rows: Rows, names: Sequence[str], metric: str) -> dict[str, Any]:
 
 def learning(rows: Rows, names: Sequence[str], metric: str, best: int) -> dict[str, Any]:
     """Draw a metric by epoch. rows: epoch, split (one of ``names``), value."""
+    last = max(row["epoch"] for row in rows)
+    epochs = list(range(1, last + 1, max(1, last // 10)))
     lines = _chart(rows, split="split", epoch="epoch|d", value=f"{metric}|.4f").encode(
         x=alt.X(
             "epoch:Q",
             title="epoch",
-            axis=alt.Axis(tickMinStep=1, format="d"),
+            axis=alt.Axis(values=epochs, format="d"),
             scale=alt.Scale(zero=False, nice=False, padding=16),
         ),
         y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
     )
     rule = _silent([{"epoch": best}]).mark_rule(strokeDash=[4, 4], opacity=0.6, aria=False)
-    return _done(alt.layer(rule.encode(x="epoch:Q"), _lines_with_points(lines, "split", None, names)))
+    return _done(alt.layer(rule.encode(x="epoch:Q"), _lines_with_points(lines, "split", None, names, SPLITS)))
 
 
 def predictions(rows: Rows) -> dict[str, Any]:
@@ -241,9 +248,7 @@ def predictions(rows: Rows) -> dict[str, Any]:
     rows: rating, low, high, told, examples, share (of the rating).
     """
     said = {"rating": "rating", "told": "prediction", "examples": "examples|,d", "share": "of the rating|.1%"}
-    color = alt.Color(
-        "share:Q", title="share of the rating's examples", scale=alt.Scale(scheme=_SCHEME), legend=_SHARE
-    )
+    color = alt.Color("share:Q", title="share of the rating", scale=alt.Scale(scheme=_SCHEME), legend=_SHARE)
     return _done(
         _chart(rows, **said)
         .mark_rect()
@@ -295,4 +300,5 @@ def calibration(rows: Rows, what: str, span: tuple[float, float]) -> dict[str, A
         y=alt.Y("truth:Q", title="mean of the labels", scale=scale),
         size=alt.Size("examples:Q", scale=alt.Scale(range=[30, 500]), legend=None),
     )
-    return _done(alt.layer(line.encode(x="at:Q", y="at:Q"), drawn))
+    ends = line.encode(x=alt.X("at:Q", scale=scale), y=alt.Y("at:Q", scale=scale))
+    return _done(alt.layer(ends, drawn))

@@ -12,9 +12,7 @@ from training.comparison.verdicts import verdicts
 from training.report import charts
 from training.report.parts import Facts, Figure, Part, Section, Table, Words
 
-_CAPTION = (
-    f"Layouts at equal bytes; sd: of what is left of it, over seeds; p: Welch's t-test against {REFERENCE}"
-)
+_CAPTION = f"Layouts at equal bytes; sd: deviation of the column before it over seeds; p: Welch's t-test against {REFERENCE}"
 
 
 def quality_section(store: FeatureStore) -> Section:

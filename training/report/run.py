@@ -172,7 +172,7 @@ def _shares(bins: Sequence[Bin], name: str) -> list[dict[str, object]]:
 def _ratings(found: Predictions) -> Figure:
     return Figure(
         f"Predictions against ratings, {found.split}",
-        "How the predictions for each rating (to the nearest half) spread; right ones lie at it.",
+        "How the predictions for each rating, told to the nearest half, spread; right ones lie at it.",
         charts.predictions(_shares(found.bins, "rating")),
         _label_table(found, "rating"),
     )
