@@ -12,7 +12,10 @@ from training.comparison.verdicts import verdicts
 from training.report import charts
 from training.report.parts import Facts, Figure, Part, Section, Table, Words
 
-_CAPTION = f"Layouts at equal bytes; sd: deviation of the column before it over seeds; p: Welch's t-test against {REFERENCE}"
+_CAPTION = (
+    "Layouts at equal bytes; sd: deviation of the column before it over seeds; "
+    f"p: Welch's t-test against {REFERENCE}"
+)
 
 
 def quality_section(store: FeatureStore) -> Section:
