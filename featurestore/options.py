@@ -69,7 +69,7 @@ class SnapshotId(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the id; a usage error where it is empty, which would be the start of any."""
         if not value.strip():
-            self.fail("an empty id names no snapshot: leave the option out for the default", param, ctx)
+            self.fail("an empty id names no snapshot: give the start of one, or latest", param, ctx)
         return value
 
 

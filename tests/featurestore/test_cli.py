@@ -337,6 +337,16 @@ def test_snapshots_show(slotstore, store):
     assert slotstore("snapshots", "show", manifest.id[:4], "--store", store).out == manifest.to_json()
 
 
+@pytest.mark.parametrize(
+    "words", ["show ID", "verify ID", "diff ID", "diff 4 ID", "remove ID", "remove 4 ID"]
+)
+def test_an_empty_id_is_a_mistake_of_usage(slotstore, tiny_store, words):
+    """Of a shell's unset variable: it would name the newest snapshot, also where that is to be removed."""
+    given = ["" if word == "ID" else word for word in words.split()]
+    done = slotstore("snapshots", *given, "--store", tiny_store)
+    assert_mistake(done, 2, "an empty id names no snapshot: give the start of one, or latest")
+
+
 def test_snapshots_verify(slotstore, store):
     snapshot = open_snapshot(store)
     done = slotstore("snapshots", "verify", "--store", store)
