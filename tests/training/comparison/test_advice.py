@@ -152,13 +152,16 @@ def test_a_target_is_turned_into_bytes(coded):
 
 
 def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
-    output = tmp_path / "advised.toml"
+    output, real = tmp_path / "advised.toml", tmp_path / "real.toml"
+    real.write_text("before")
+    output.symlink_to(real)
     result = CliRunner().invoke(
         command,
         ["--store", str(tiny_store), "--budget", "0.5x", "--output", str(output), *ARGUMENTS, "--json"],
     )
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
+    assert (output.is_symlink(), set(tmp_path.iterdir())) == (True, {output, real})
     spec = load_spec(output)
     assert spec.to_dict() == said["spec"]
     assert spec.table.num_slots * spec.table.dim * 4 <= said["budget"]
