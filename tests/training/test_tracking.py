@@ -246,7 +246,7 @@ def test_a_run_that_was_made_for_it_is_continued(tracked, mlflow, config):
     assert "test_rmse" in run.data.metrics
 
 
-def test_a_failed_training_is_a_failed_run_in_the_experiment_asked_for(mlflow, config):
+def test_a_failed_training_is_a_failed_run_in_the_experiment_asked_for(mlflow, config, any_rate):
     with pytest.raises(TrainingError, match=r"lower the learning rate"):
         train(config(learning_rate=1e30, tracking=True, experiment="failures"))
     (run,) = mlflow.MlflowClient().search_runs([mlflow.get_experiment_by_name("failures").experiment_id])
