@@ -575,7 +575,7 @@ def _number(text: str, type_: object) -> float:
             number = math.nan
         if not 0 <= number < math.inf:
             raise ValueError("a number of at least 0")
-        return number
+        return abs(number)  # -0 is 0, and would be told as another
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST):
         raise ValueError(f"a whole number from 1 to {MOST:,}")
     return int(text)

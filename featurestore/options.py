@@ -48,9 +48,12 @@ class OutputFile(click.Path):
     ) -> Any:  # noqa: ANN401  # click's
         """Return the path; a usage error where no file can be written there."""
         path = Path(str(super().convert(value, param, ctx)))
-        if not path.parent.is_dir():
-            self.fail(f"there is no folder {str(path.parent)!r}", param, ctx)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        real = path.resolve()  # where a link leads is written, see `featurestore.output.whole_file`
+        if not real.parent.is_dir():
+            folder = real.parent if path.is_symlink() else path.parent
+            self.fail(f"there is no folder {str(folder)!r}", param, ctx)
+        is_replaced = real.is_file() or not real.exists()  # by another file of its folder; a pipe is not
+        if not os.access(real.parent if is_replaced else real, os.W_OK):
             self.fail(f"{str(path)!r} cannot be written", param, ctx)
         return path
 
@@ -69,7 +72,7 @@ class SnapshotId(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the id; a usage error where it is empty, which would be the start of any."""
         if not value.strip():
-            self.fail("an empty id names no snapshot: leave the option out for the default", param, ctx)
+            self.fail("an empty id names no snapshot: give the start of one, or latest", param, ctx)
         return value
 
 

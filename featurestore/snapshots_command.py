@@ -9,7 +9,7 @@ from featurestore.compare import Change, Comparison, Rows, compare
 from featurestore.drift import Drift, drift
 from featurestore.errors import NotFound
 from featurestore.manifest import KINDS, Manifest
-from featurestore.options import json_option, show_rows, store_option
+from featurestore.options import SNAPSHOT_ID, json_option, show_rows, store_option
 from featurestore.output import moment, table_text
 from featurestore.paths import AnyPath
 from featurestore.retention import Removal, expired_snapshots, plan_removal, remove_snapshots
@@ -64,7 +64,7 @@ def list_command(store: AnyPath, *, as_json: bool) -> None:
 
 
 @snapshots.command()
-@click.argument("snapshot_id", metavar="[ID]", required=False)
+@click.argument("snapshot_id", type=SNAPSHOT_ID, metavar="[ID]", required=False)
 @store_option
 def show(snapshot_id: str | None, store: AnyPath) -> None:
     """Print the manifest of a snapshot, the newest by default, as JSON."""
@@ -72,7 +72,7 @@ def show(snapshot_id: str | None, store: AnyPath) -> None:
 
 
 @snapshots.command()
-@click.argument("snapshot_id", metavar="[ID]", required=False)
+@click.argument("snapshot_id", type=SNAPSHOT_ID, metavar="[ID]", required=False)
 @store_option
 def verify(snapshot_id: str | None, store: AnyPath) -> None:
     """Check every byte, count and digest of a snapshot against its manifest."""
@@ -83,8 +83,8 @@ def verify(snapshot_id: str | None, store: AnyPath) -> None:
 
 
 @snapshots.command()
-@click.argument("old", required=False)
-@click.argument("new", required=False)
+@click.argument("old", type=SNAPSHOT_ID, required=False)
+@click.argument("new", type=SNAPSHOT_ID, required=False)
 @store_option
 @json_option
 def diff(old: str | None, new: str | None, store: AnyPath, *, as_json: bool) -> None:
@@ -234,7 +234,7 @@ def _cell(value: object) -> object:
 
 
 @snapshots.command()
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", type=SNAPSHOT_ID, metavar="ID...", nargs=-1, required=True)
 @store_option
 @dry_run_option
 @json_option

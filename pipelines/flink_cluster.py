@@ -8,6 +8,7 @@ environment, and the jar of Beam's Flink runner by Maven. ``cluster.json`` there
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -102,10 +103,11 @@ class Cluster:
 
     @property
     def flags(self) -> str:
-        """The flags of `slotstore ingest` that name this cluster."""
+        """The flags of `slotstore ingest` that name this cluster, as they are typed."""
         flags = ["--runner FlinkRunner", f"--flink_master {self.master}"]
         if self.folder != Path(JOB_SERVER_JAR).parent.resolve():
-            flags.append(f"--flink_job_server_jar {self.folder / Path(JOB_SERVER_JAR).name}")
+            jar = self.folder / Path(JOB_SERVER_JAR).name
+            flags.append(f"--flink_job_server_jar {shlex.quote(str(jar))}")
         if self.pool != POOL_PORT:
             flags.append(f"--environment_type EXTERNAL --environment_config localhost:{self.pool}")
         return " ".join(flags)

@@ -16,7 +16,7 @@ from featurestore.hashing import MAX_SLOTS
 from featurestore.paths import AnyPath, RemotePath, local_folder
 from training.feed import CHOICES
 from training.models import MODELS
-from training.optimizers import OPTIMIZERS, TABLE_LR
+from training.optimizers import LARGEST_LR, OPTIMIZERS, TABLE_LR
 from training.order import WINDOW_ROWS
 from training.step import PRECISIONS, STEPS
 
@@ -90,10 +90,12 @@ class TrainConfig:
                 yield f"{flag(name)} must be at least {low}, got {value}"
             elif value is not None and value > high:
                 yield f"{flag(name)} must be at most {high}, got {value}"
-        for name in ("learning_rate", "table_learning_rate", "clip_norm"):
+        for name in ("learning_rate", "table_learning_rate"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                yield f"{flag(name)} must be a number above 0, got {value}"
+            if value is not None and not 0 < value <= LARGEST_LR:
+                yield f"{flag(name)} must be a number above 0 and at most {LARGEST_LR:g}, got {value}"
+        if self.clip_norm is not None and not (self.clip_norm > 0 and math.isfinite(self.clip_norm)):
+            yield f"--clip-norm must be a number above 0, got {self.clip_norm}"
         for name in ("weight_decay", "checkpoint_seconds"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from training.resuming import Resumed
 from training.session import Session
 from training.tracking import TrackedRun, track
 from training.world import World, join_world
+
+NOTE_SECONDS = 10.0
+"""Between two notes of how far a long preparation has come: often enough to know that it goes on."""
 
 
 @dataclass(frozen=True)
@@ -107,21 +111,34 @@ def _snapshot(config: TrainConfig, world: World, note: Callable[[str], None]) ->
 
 def _reslotted(config: TrainConfig, note: Callable[[str], None]) -> str:
     """Make the snapshot of the size that the config asks for, or find it; return its id."""
-
-    def follow(done: int, shards: int) -> None:
-        if not done:
-            note(f"re-slotting, shards: {shards:,}. It is done once: the snapshot is found from then on")
-
     found = reslot(
         config.store,
         config.snapshot,
         num_slots=config.num_slots,
         lookups=config.lookups,
         newest=False,
-        progress=follow,
+        progress=_shards_told(note),
     )
     note(str(found))
     return found.snapshot.manifest.id
+
+
+def _shards_told(note: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Return a function that notes how many shards are re-slotted: of the first, then now and then."""
+    told = 0.0
+
+    def follow(done: int, shards: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if not done:
+            note(f"re-slotting, shards: {shards:,}. It is done once: the snapshot is found from then on")
+        elif done < shards and now - told >= NOTE_SECONDS:
+            note(f"re-slotted {done:,} of {shards:,} shards")
+        else:
+            return
+        told = now
+
+    return follow
 
 
 @contextlib.contextmanager

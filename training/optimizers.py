@@ -21,6 +21,8 @@ Best validation RMSE, the mean of three seeds: 1.0170 on ml-100k (batches of 1,0
 synthetic ratings (8,192). Adam's at 2e-3: 1.0181 and 0.9617. 0.02 gives 1.0164 and 0.9612, 0.2 1.0169 and
 0.9478, and from there on ml-100k is overfitted within two epochs.
 """
+LARGEST_LR = 10.0
+"""Far above what trains anything. With 1e30 weights overflow, or end as figures that mean nothing."""
 
 FLUSH_ROWS = 1_000_000
 """Rows that are brought up to date at a time, so that no copy of a large table is made."""

@@ -15,7 +15,7 @@ from training.config import TrainConfig, flag
 from training.feed import CHOICES
 from training.job import TrainResult, train
 from training.models import MODELS
-from training.optimizers import OPTIMIZERS
+from training.optimizers import LARGEST_LR, OPTIMIZERS
 from training.progress import Progress, epoch_table
 from training.resuming import load_resumed_config
 from training.step import PRECISIONS, STEPS
@@ -77,7 +77,7 @@ def _option(
 @_option("device", str, "cpu, cuda or cuda:N; auto is cuda where there is one.")
 @_option("epochs", int, "Most epochs to train, those of a resumed run included.")
 @_option("batch_size", int, "Rows of a training batch, of all ranks together.")
-@_option("learning_rate", float, "Learning rate of Adam.")
+@_option("learning_rate", float, f"Learning rate of Adam, at most {LARGEST_LR:g}.")
 @_option(
     "weight_decay",
     float,
@@ -85,7 +85,7 @@ def _option(
 )
 @_option("clip_norm", float, "Scale gradients down to this norm. Default: they are left alone.")
 @_option("optimizer", click.Choice(OPTIMIZERS), "rowwise_adagrad: a step touches its batch's rows alone.")
-@_option("table_learning_rate", float, "Learning rate of rowwise_adagrad's table.")
+@_option("table_learning_rate", float, f"Learning rate of rowwise_adagrad's table, at most {LARGEST_LR:g}.")
 @click.option(
     "--shard-table", is_flag=True, help="With torchrun: each rank holds a part of the table's rows, not all."
 )

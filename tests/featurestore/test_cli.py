@@ -217,6 +217,15 @@ def test_output_into_a_pipe(tiny_store, tmp_path):
         assert reader.stdout.read() == b'"a"\n1\n'
 
 
+def test_output_that_would_be_found_out_late(slotstore, tiny_store, tmp_path):
+    """A file that can be written, in a folder where none can take its place; a link that leads nowhere."""
+    done = slotstore("query", "SELECT 1", "--store", tiny_store, "--output", "/proc/self/comm")
+    assert_mistake(done, 2, "--output", "'/proc/self/comm' cannot be written")
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "out")
+    done = slotstore("query", "SELECT 1", "--store", tiny_store, "--output", tmp_path / "link")
+    assert_mistake(done, 2, "--output", f"there is no folder '{tmp_path / 'gone'}'")
+
+
 @pytest.mark.parametrize("rows", [1, 300_000])
 def test_a_reader_that_has_seen_enough(tiny_store, rows):
     """Also one that has gone before what is still buffered, which the interpreter writes when it ends."""
@@ -344,6 +353,16 @@ def test_snapshots_show(slotstore, store):
     manifest = open_snapshot(store).manifest
     assert slotstore("snapshots", "show", "--store", store).out == manifest.to_json()
     assert slotstore("snapshots", "show", manifest.id[:4], "--store", store).out == manifest.to_json()
+
+
+@pytest.mark.parametrize(
+    "words", ["show ID", "verify ID", "diff ID", "diff 4 ID", "remove ID", "remove 4 ID"]
+)
+def test_an_empty_id_is_a_mistake_of_usage(slotstore, tiny_store, words):
+    """Of a shell's unset variable: it would name the newest snapshot, also where that is to be removed."""
+    given = ["" if word == "ID" else word for word in words.split()]
+    done = slotstore("snapshots", *given, "--store", tiny_store)
+    assert_mistake(done, 2, "an empty id names no snapshot: give the start of one, or latest")
 
 
 def test_snapshots_verify(slotstore, store):

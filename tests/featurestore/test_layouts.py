@@ -257,6 +257,7 @@ def test_a_layout_has_one_name_and_two_layouts_have_two():
     for name in near:
         assert str(parse_layout(name)) == name
     assert str(parse_layout("unified_narrow:code=1e-9")) == "unified_narrow:code=1e-09"
+    assert str(parse_layout("unified_narrow:code=-0")) == str(parse_layout("unified_narrow:code=0"))
 
 
 def test_a_parameter_is_given_once():

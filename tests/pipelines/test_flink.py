@@ -5,6 +5,7 @@ Tests marked ``flink`` run where SLOTSTORE_FLINK names the folder of a cluster; 
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from featurestore.errors import ArtifactError, RunnerError, SpecError, StoreBusy
 from featurestore.snapshot import list_snapshots, open_snapshot
 from featurestore.store import FeatureStore
 from pipelines.flink import ask, reason
-from pipelines.flink_cluster import load
+from pipelines.flink_cluster import Cluster, load
 
 SLOTSTORE = [sys.executable, "-m", "pipelines.ingest"]
 SHARDS = [
@@ -41,7 +42,7 @@ def cluster(tmp_path_factory):
     started = subprocess.run(cluster_command("start", folder), capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
     found = load(Path(folder).resolve())[0]
-    return [*found.flags.split(), "--flink_job_server_jar", str(found.folder / "job-server.jar")]
+    return [*shlex.split(found.flags), "--flink_job_server_jar", str(found.folder / "job-server.jar")]
 
 
 def process(name):
@@ -248,6 +249,11 @@ def test_prism_gives_the_same_digest(tiny_store, synthetic_source, tmp_path):
     said = json.loads(done.stdout)
     assert said["content_digest"] == open_snapshot(tiny_store).manifest.content_digest
     assert said["counters"]["write_rejected"] == 0
+
+
+def test_the_flags_of_a_cluster_can_be_typed():
+    flags = Cluster(Path("/data/my cluster"), 8081, 2).flags
+    assert shlex.split(flags)[4:] == ["--flink_job_server_jar", "/data/my cluster/job-server.jar"]
 
 
 def test_without_a_cluster_it_is_said_before_anything_is_touched(tiny_source, tmp_path):

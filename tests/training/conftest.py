@@ -1,5 +1,6 @@
 """Stores in the shapes that training must handle, and one tracked run, shared by the tests that read them."""
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -64,6 +65,12 @@ def tiny(tiny_store):
 def binary(binary_store):
     with FeatureStore(binary_store) as store:
         yield store
+
+
+@pytest.fixture
+def any_rate(monkeypatch):
+    """Let a training have any learning rate, also one that no command takes: its loss soon is no number."""
+    monkeypatch.setattr("training.config.LARGEST_LR", math.inf)
 
 
 @pytest.fixture

@@ -357,7 +357,7 @@ def test_a_large_checkpoint_on_a_full_disk_is_an_error_without_a_traceback(tiny_
     assert "Traceback" not in done.stderr
 
 
-def test_weights_that_are_no_numbers_are_never_kept(config, tmp_path):
+def test_weights_that_are_no_numbers_are_never_kept(config, any_rate, tmp_path):
     with pytest.raises(TrainingError):
         train(config(learning_rate=1e30, checkpoint_dir=tmp_path, checkpoint_seconds=0.0))
     for path in tmp_path.glob("*.pt"):

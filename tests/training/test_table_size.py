@@ -58,6 +58,18 @@ def test_another_size_is_trained_and_predicted_with(store, tmp_path):
     assert len(Predictor.load(tmp_path / "1" / "best.pt").spec.feature("zip").seeds) == 2
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, 1), (3600.0, 0)])
+def test_a_long_re_slotting_tells_how_far_it_is(store, tmp_path, monkeypatch, seconds, steps):
+    """After every shard but the last where all are long, never where all are short."""
+    monkeypatch.setattr("training.job.NOTE_SECONDS", seconds)
+    shards = len(open_snapshot(store).manifest.shards["examples"])
+    asked = ("--store", store, "--epochs", 1, "--num-slots", 501, "--checkpoint-dir", tmp_path / "1")
+    told = [line for line in invoke(*asked).stderr.splitlines() if line.startswith("re-slot")]
+    assert told[0].startswith(f"re-slotting, shards: {shards}. It is done once")
+    assert told[1:] == [f"re-slotted {done} of {shards} shards" for done in range(1, shards)] * steps
+    assert shards > 1
+
+
 def test_it_is_the_training_on_that_snapshot(config, store, ingest_folder, synthetic_source, tmp_path):
     """Loss for loss that of a store which was ingested with so many slots."""
     spec = tmp_path / "other.toml"

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -246,7 +247,7 @@ def test_a_run_that_was_made_for_it_is_continued(tracked, mlflow, config):
     assert "test_rmse" in run.data.metrics
 
 
-def test_a_failed_training_is_a_failed_run_in_the_experiment_asked_for(mlflow, config):
+def test_a_failed_training_is_a_failed_run_in_the_experiment_asked_for(mlflow, config, any_rate):
     with pytest.raises(TrainingError, match=r"lower the learning rate"):
         train(config(learning_rate=1e30, tracking=True, experiment="failures"))
     (run,) = mlflow.MlflowClient().search_runs([mlflow.get_experiment_by_name("failures").experiment_id])
@@ -300,6 +301,21 @@ def test_every_flag_of_the_project_is_one_of_the_command(project):
     known = {flag for parameter in command.params for flag in parameter.opts}
     used = {word for word in project["entry_points"]["train"]["command"].split() if word.startswith("--")}
     assert used <= known
+
+
+@pytest.mark.parametrize("entry", ["main", "train"])
+def test_the_project_passes_a_number_of_slots_on_where_there_is_one(project, entry):
+    """The command as MLflow fills it in, with a shell's function in the place of Python."""
+    found = project["entry_points"][entry]
+    defaults = {name: settings["default"] for name, settings in found["parameters"].items()}
+    for given in ("", "501"):
+        values = {name: shlex.quote(str(value)) for name, value in {**defaults, "num_slots": given}.items()}
+        script = 'python() { echo "$@"; }\n' + found["command"].format(**values)
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=ROOT / "mlflow", capture_output=True, text=True, check=True
+        )
+        assert ("--num-slots" in done.stdout) == bool(given)
+        assert (" --num-slots 501 --epochs 5 " in done.stdout) == bool(given)
 
 
 def test_there_is_no_package_called_mlflow_in_this_repository():

@@ -112,7 +112,7 @@ def test_an_unknown_snapshot_or_store_is_an_error(config, tmp_path):
         train(config(tmp_path / "nowhere"))
 
 
-def test_a_loss_that_explodes_is_an_error(config):
+def test_a_loss_that_explodes_is_an_error(config, any_rate):
     with pytest.raises(TrainingError, match=r"lower the learning rate"):
         train(config(learning_rate=1e30))
 
@@ -132,8 +132,8 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         "--seed must be at least 0, got -1",
         "--window-rows must be at least 1, got 0",
         "--threads must be at least 1, got 0",
-        "--lr must be a number above 0, got nan",
-        "--table-lr must be a number above 0, got -1.0",
+        "--lr must be a number above 0 and at most 10, got nan",
+        "--table-lr must be a number above 0 and at most 10, got -1.0",
         "--clip-norm must be a number above 0, got 0.0",
         "--weight-decay must be a number of at least 0, got -1.0",
         "--checkpoint-seconds must be a number of at least 0, got -1.0",
@@ -145,6 +145,13 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         "--run-name must be text without slashes, got 'a/b'",
         "--device: unknown device 'tpu', expected auto, cpu, cuda or cuda:N",
     ]
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "table_learning_rate"])
+def test_rates_that_train_nothing_are_refused(config, name):
+    config(optimizer="rowwise_adagrad", **{name: 10.0})
+    with pytest.raises(SpecError, match=r"-lr must be a number above 0 and at most 10, got 1e\+30"):
+        config(optimizer="rowwise_adagrad", **{name: 1e30})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -85,13 +85,23 @@ def storable_layout(dim: int, floats: int, values: int) -> str:
 
 def narrower(dim: int, layout: str) -> str | None:
     """Return how narrower rows can be had, in a sentence; None where the rows of a layout are narrow."""
-    width = dim // lookups_of(layout)
-    if width <= 2 * ROOMY:
+    width, widest = dim // lookups_of(layout), 2 * ROOMY
+    if width <= widest:
         return None
-    return (
-        f"rows are {width} floats wide, for D = {dim} has no divisor near {dim / ROOMY:.0f}: narrow ones, "
-        f"with more lookups, were better wherever compared; --dim {dim - dim % ROOMY} allows them"
+    near = next(each for each in range(dim, 0, -1) if _roomy_width(each) <= widest)
+    cause = (
+        f"is too much for {MAX_LOOKUPS} lookups, the most that a feature takes"
+        if dim > widest * MAX_LOOKUPS
+        else f"has no divisor near {min(dim / ROOMY, MAX_LOOKUPS):.0f}"
     )
+    return (
+        f"rows are {width} floats wide, for D = {dim} {cause}: narrow ones, with more lookups, were better "
+        f"wherever compared; --dim {near} allows them"
+    )
+
+
+def _roomy_width(dim: int) -> int:
+    return dim // lookups_of(storable_layout(dim, floats=1, values=1))
 
 
 def advise(

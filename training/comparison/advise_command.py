@@ -14,8 +14,8 @@ import click
 
 from featurestore.errors import ArtifactError, SpecError
 from featurestore.options import OUTPUT_FILE, json_option, snapshot_option, store_option
-from featurestore.output import table_text
-from featurestore.paths import AnyPath, write_whole
+from featurestore.output import table_text, whole_file
+from featurestore.paths import AnyPath
 from featurestore.plans import TooSmall
 from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
@@ -181,6 +181,7 @@ def why(advice: Advice, setup: Setup) -> list[str]:
 
 def _write(output: Path, spec: FeatureSpec, reasons: list[str]) -> None:
     try:
-        write_whole(output, spec_toml(spec, reasons).encode())
+        with whole_file(output) as file:
+            file.write(spec_toml(spec, reasons).encode())
     except OSError as error:
         raise ArtifactError(f"cannot write {output}: {error}") from error

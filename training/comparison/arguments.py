@@ -12,6 +12,7 @@ from featurestore.plans import FLOAT_BYTES
 from featurestore.spec import Label
 from training.comparison.setup import PAPER_LABEL, Setup
 from training.models import MODELS
+from training.optimizers import LARGEST_LR
 
 MAX_BYTES = 1 << 40
 MOST_WIDE = 65_536
@@ -48,7 +49,14 @@ _SETUP = (
         help="Embeddings start uniform in +-scale.",
     ),
     click.option("--batch-size", type=click.IntRange(1), default=Setup.batch_size, show_default=True),
-    click.option("--lr", "learning_rate", type=float, default=Setup.learning_rate, show_default=True),
+    click.option(
+        "--lr",
+        "learning_rate",
+        type=float,
+        default=Setup.learning_rate,
+        show_default=True,
+        help=f"At most {LARGEST_LR:g}.",
+    ),
     click.option("--weight-decay", type=float, default=Setup.weight_decay, show_default=True),
     click.option("--patience", type=click.IntRange(1), default=Setup.patience, show_default=True),
     click.option(

@@ -10,13 +10,12 @@ from featurestore.errors import SpecError
 from featurestore.plans import FLOAT_BYTES
 from featurestore.spec import Label
 from training.layout_embeddings import SCALE
+from training.optimizers import LARGEST_LR
 
 PAPER_LABEL = Label("rating", 4.0, (3.0,))
 """1 and 2 against 4 and 5, the 3s left out: the label under which the published figures are reproduced."""
 
 LARGEST_SCALE = 1e6
-LARGEST_RATE = 1e3
-"""Far above what trains anything, far below what overflows: 1e30 would give figures that mean nothing."""
 
 VERSION = 3
 """To be raised with every change that gives a cell other numbers: those of an older version are not kept."""
@@ -50,9 +49,9 @@ class Setup:
 
     def __post_init__(self) -> None:
         problems = []
-        if not 0 < self.learning_rate <= LARGEST_RATE:
+        if not 0 < self.learning_rate <= LARGEST_LR:
             problems.append(
-                f"--lr must be a number above 0 and at most {LARGEST_RATE:g}, got {self.learning_rate}"
+                f"--lr must be a number above 0 and at most {LARGEST_LR:g}, got {self.learning_rate}"
             )
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             problems.append(f"--weight-decay must be a number of at least 0, got {self.weight_decay}")

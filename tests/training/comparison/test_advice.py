@@ -120,8 +120,23 @@ def test_the_storable_layout_divides_the_width(dim, roomy, tight):
     assert storable_layout(dim, 99, 100) == str(parse_layout(f"unified:lookups={tight}"))
 
 
-def test_a_width_that_no_number_divides_is_told_with_one_that_is():
-    assert "--dim 30 allows them" in narrower(31, "unified")
+@pytest.mark.parametrize(
+    ("dim", "said", "near"),
+    [
+        (31, "rows are 31 floats wide, for D = 31 has no divisor near 5:", 30),
+        (769, "for D = 769 is too much for 64 lookups", 768),
+        (1200, "rows are 20 floats wide, for D = 1200 is too much for 64 lookups", 768),
+        (751, "for D = 751 has no divisor near 64:", 744),
+    ],
+)
+def test_a_width_that_no_number_divides_is_told_with_one_that_is(dim, said, near):
+    told = narrower(dim, storable_layout(dim, 1, 1))
+    assert said in told
+    assert told.endswith(f"; --dim {near} allows them")
+    assert narrower(near, storable_layout(near, 1, 1)) is None
+
+
+def test_rows_that_are_narrow_need_no_word():
     assert narrower(30, "unified:lookups=5") is None
     assert narrower(7, "unified") is None
 
@@ -152,13 +167,16 @@ def test_a_target_is_turned_into_bytes(coded):
 
 
 def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
-    output = tmp_path / "advised.toml"
+    output, real = tmp_path / "advised.toml", tmp_path / "real.toml"
+    real.write_text("before")
+    output.symlink_to(real)
     result = CliRunner().invoke(
         command,
         ["--store", str(tiny_store), "--budget", "0.5x", "--output", str(output), *ARGUMENTS, "--json"],
     )
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
+    assert (output.is_symlink(), set(tmp_path.iterdir())) == (True, {output, real})
     spec = load_spec(output)
     assert spec.to_dict() == said["spec"]
     assert spec.table.num_slots * spec.table.dim * 4 <= said["budget"]

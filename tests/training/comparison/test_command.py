@@ -198,11 +198,11 @@ def test_a_cell_that_cannot_be_written_is_named(coded, tmp_path):
         run_cells([Cell("unified", 500, 0)], coded, SETUP, tmp_path, 1, lambda *_: None)
 
 
-@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "1e30"])
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "10.1"])
 def test_rates_that_cannot_work(tiny_store, value):
     result = compare(tiny_store, "--lr", value)
     assert isinstance(result.exception, SpecError)
-    assert "--lr must be a number above 0 and at most 1000" in str(result.exception)
+    assert "--lr must be a number above 0 and at most 10," in str(result.exception)
 
 
 def test_budgets():
