@@ -12,10 +12,7 @@ from training.comparison.verdicts import verdicts
 from training.report import charts
 from training.report.parts import Facts, Figure, Part, Section, Table, Words
 
-_CAPTION = (
-    "Layouts at equal bytes; sd: deviation of the column before it over seeds; "
-    f"p: Welch's t-test against {REFERENCE}"
-)
+_LEGEND = f"sd: deviation of the column before it over seeds; p: Welch's t-test against {REFERENCE}"
 
 
 def quality_section(store: FeatureStore) -> Section:
@@ -39,11 +36,11 @@ def _parts(kept: KeptComparison) -> list[Part]:
     return [
         Facts(_setup(kept)),
         Figure(
-            f"Test {metric} of layouts at equal bytes",
+            f"Test {metric} of layouts at equal bytes, comparison {kept.folder.name}",
             f"{'Higher' if kept.label.is_binary else 'Lower'} is better. Rows, label, network and stopping "
             "rule are the same for all. A vertical line is a standard deviation over seeds, to either side.",
             charts.quality(_points(found), names, metric),
-            Table(_CAPTION, columns(kept.label), rows(found, [])),
+            Table(f"Comparison {kept.folder.name}; {_LEGEND}", columns(kept.label), rows(found, [])),
         ),
         Words([*verdicts(found, kept.label), *(f"Note: {note}." for note in check_fair(kept.cells))]),
     ]

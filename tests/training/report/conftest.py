@@ -39,13 +39,15 @@ def run_report(*args):
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory, tiny_store):
-    """The default spec on made-up ratings, a comparison of two layouts, a run of two epochs."""
+    """The default spec on made-up ratings, two comparisons of two layouts, a run of two epochs."""
     folder = tmp_path_factory.mktemp("reported")
-    store = shutil.copytree(tiny_store, folder / "store")
-    arguments = ["--layouts", "unified,exact", "--budgets", "1.0x,0.5x", "--seeds", "2", "--epochs", "1"]
-    sizes = ["--dim", "4", "--batch-size", "512", "--jobs", "1", "--no-tracking"]
-    result = CliRunner().invoke(compare, ["--store", str(store), *arguments, *sizes])
-    assert result.exit_code == 0, result.output
+    store = folder / "store"  # without what other tests have compared
+    shutil.copytree(tiny_store, store, ignore=shutil.ignore_patterns("comparisons", "checkpoints"))
+    sizes = ["--dim", "4", "--batch-size", "512", "--jobs", "1", "--no-tracking", "--epochs", "1"]
+    for arguments in (["--label", "rating", "--seeds", "1"], ["--seeds", "2"]):
+        words = [*arguments, "--layouts", "unified,exact", "--budgets", "1.0x,0.5x"]
+        result = CliRunner().invoke(compare, ["--store", str(store), *words, *sizes])
+        assert result.exit_code == 0, result.output
     run = store / "checkpoints" / "20260101-000000-aaaa"
     train(TrainConfig(store, epochs=2, tracking=False, checkpoint_dir=run))
     (folder / "pages").mkdir()

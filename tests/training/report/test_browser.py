@@ -71,7 +71,7 @@ def test_it_draws_every_chart_says_nothing_and_asks_for_nothing(look, whole, sch
     assert seen.said == []
     assert seen.asked == [seen.url]
     charts = seen.page.locator(".chart")
-    assert charts.count() == 10
+    assert charts.count() == 11
     for number in range(charts.count()):
         marks = charts.nth(number).locator("[role=graphics-symbol]:not([aria-roledescription=axis])")
         assert marks.count() > 1
