@@ -150,7 +150,7 @@ def _json(value: object) -> str:
     try:
         return json.dumps(value, default=_json_value, ensure_ascii=False, allow_nan=False)
     except ValueError:  # NaN or infinity, which JSON does not have
-        return json.dumps(_finite(value), default=_json_value, ensure_ascii=False)
+        return json.dumps(finite(value), default=_json_value, ensure_ascii=False)
 
 
 def _json_value(value: object) -> object:
@@ -164,13 +164,13 @@ def _json_value(value: object) -> object:
     return str(value)
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     """Return ``value`` with a null for each number that is none."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case dict():
-            return {key: _finite(item) for key, item in value.items()}
+            return {key: finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [finite(item) for item in value]
     return value

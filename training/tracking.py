@@ -136,7 +136,7 @@ def _start_run(
 
 
 def known_run(before: Mapping[str, str] | None) -> str | None:
-    """Return the id of the resumed run, None where this record does not have it."""
+    """Return the id of the run that a checkpoint names, None where this record does not have it."""
     import mlflow
 
     if before is None or before["tracking_uri"] != mlflow.get_tracking_uri():

@@ -120,18 +120,22 @@ def _ctrl_c_held_back() -> Iterator[None]:
     """Let SIGINT wait; processes that are started meanwhile never get it.
 
     They inherit what this thread blocks. That is not enough for this process, where another thread may take
-    the signal: its handler, which runs in this one, would break off what a worker is being told.
+    the signal: its handler, which runs in the main one, would break off what a worker is being told there.
     """
-    came: list[int] = []
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
+    with contextlib.ExitStack() as after:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, blocked)
+        if threading.current_thread() is threading.main_thread():
+            came: list[int] = []
+            handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+            after.callback(_raise_one, came)
+            after.callback(signal.signal, signal.SIGINT, handler)
         yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        for number in came[:1]:
-            signal.raise_signal(number)
+
+
+def _raise_one(signals: Sequence[int]) -> None:
+    if signals:
+        signal.raise_signal(signals[0])
 
 
 def _trained(cells: Sequence[Cell], work: _Work, jobs: int) -> Iterator[tuple[Cell, CellResult]]:

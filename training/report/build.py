@@ -14,6 +14,7 @@ from training.report.quality import quality_section
 from training.report.run import ReportedRun, no_run_section, run_section
 from training.report.snapshot import rejects_section, snapshot_section
 from training.report.splits import splits_section
+from training.utilization.scores import scored_split
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def build_report(store: FeatureStore, run: ReportedRun | None, progress: Progres
         told.begin(name, 1)
         sections.append(make(store))
         told.advance(1)
-    told.begin("run", max(1, sum(store.splits.rows.values()) - store.splits.rows["train"]))
+    told.begin("run", store.splits.rows[scored_split(store)] if run else 0)
     sections.append(run_section(store, run, told.advance) if run else no_run_section(store))
     of_run = f", run {run.name}" if run else ""
     return Report(f"Snapshot {store.snapshot.manifest.id}{of_run}", sections)

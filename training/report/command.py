@@ -57,16 +57,16 @@ def command(
     with FeatureStore(store, chosen) as opened, progress_bar(Console(stderr=True)) as bar:
         page = build_report(opened, reported, _Bar(bar)).html()
         snapshot = opened.snapshot.manifest.id
-    _write(output, page)
+    size = _write(output, page)
     tracked = None
     if tracking:
         tracked = log_page(output, local_folder(store), snapshot, reported)
     if as_json:
-        answer = {"output": str(output), "bytes": output.stat().st_size, "snapshot": snapshot}
+        answer = {"output": str(output), "bytes": size, "snapshot": snapshot}
         answer |= {"run": reported and reported.name, "mlflow_run": tracked and tracked.run_id}
         click.echo(json.dumps(answer, indent=1))
         return
-    click.echo(f"page      {output}, {output.stat().st_size:,} bytes: open it in a browser")
+    click.echo(f"page      {output}, {size:,} bytes: open it in a browser")
     if tracked:
         click.echo(f"MLflow    run {tracked.run_id}, among its artifacts: {next_command(tracked)}")
 
@@ -78,10 +78,11 @@ def _check(*, tracking: bool) -> None:
         raise SpecError("report", [f"tracking needs mlflow: {remedy}"])
 
 
-def _write(output: Path, page: str) -> None:
+def _write(output: Path, page: str) -> int:
+    """Write a page and return its bytes."""
     try:
         with whole_file(output) as file:
-            file.write(page.encode())
+            return file.write(page.encode())
     except OSError as error:
         raise ArtifactError(f"cannot write {output}: {error}") from error
 

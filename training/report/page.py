@@ -4,14 +4,13 @@ import base64
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from featurestore.output import finite
 from training.report.charts import CONFIG
 from training.report.parts import Figure, Section, Table
 
@@ -78,18 +77,6 @@ def _charts(sections: Sequence[Section]) -> str:
     }
     text = json.dumps({"config": CONFIG, "charts": finite(charts)}, allow_nan=False)
     return text.replace("<", "\\u003c")
-
-
-def finite(value: Any) -> Any:  # noqa: ANN401  # whatever JSON holds
-    """Return plain values with a null for each number that JSON does not have."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [finite(item) for item in value]
-    return value
 
 
 def cell(value: object) -> str:

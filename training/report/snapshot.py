@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from featurestore.manifest import Manifest
+from featurestore.manifest import COUNTS, Manifest
 from featurestore.plans import FLOAT_BYTES
 from featurestore.store import FeatureStore
 from featurestore.wording import label_text, rule_text
@@ -21,19 +21,13 @@ def _snapshot_parts(store: FeatureStore) -> Iterator[Part]:
     manifest, table = store.snapshot.manifest, store.spec.table
     size = table.num_slots * table.dim * FLOAT_BYTES
     stored = sum(shard.bytes for shards in manifest.shards.values() for shard in shards)
-    counts = manifest.counts
+    read, examples, rejects = (manifest.counts[name] for name in COUNTS)
     yield Facts(
         {
             "snapshot": manifest.id,
             "made": manifest.created,
             "source": f"{manifest.source['uri']} ({manifest.source['format']})",
-            "records": " ".join(
-                [
-                    f"{counts['read']:,} read =",
-                    f"{counts['examples']:,} examples +",
-                    f"{counts['rejects']:,} rejects",
-                ]
-            ),
+            "records": f"{read:,} read = {examples:,} examples + {rejects:,} rejects",
             "size": f"{stored:,} bytes; shards of examples: {len(manifest.shards['examples']):,}",
             "table": f"{table.num_slots:,} slots x {table.dim} floats = {size:,} bytes",
             "label": label_text(store.spec.label),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -21,7 +22,7 @@ from training.comparison.cell import run_cell
 from training.comparison.command import command, plan_cells
 from training.comparison.data import load_coded
 from training.comparison.kept import comparison_folder, held
-from training.comparison.pool import run_cells
+from training.comparison.pool import _ctrl_c_held_back, run_cells
 from training.comparison.setup import PAPER_LABEL, Cell, Setup
 
 SETUP = Setup(dim=4, epochs=2, batch_size=512)
@@ -168,6 +169,29 @@ def test_ctrl_c_ends_it_at_once_without_a_trace(tiny_store):
     _, said = process.communicate(timeout=240)
     assert process.returncode == 130
     assert "Traceback" not in said
+
+
+def test_ctrl_c_waits_until_workers_know_what_to_do():
+    """Also where another thread takes the signal, which does not block it."""
+    begun, told = threading.Event(), []
+
+    def take_the_signal():
+        begun.wait(60)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    def tell():
+        with _ctrl_c_held_back():
+            begun.set()
+            other.join()
+            time.sleep(0.01)  # here a handler would run
+            told.append("all")
+
+    other = threading.Thread(target=take_the_signal)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        tell()
+    assert told == ["all"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def workers_of(pid):

@@ -1,11 +1,16 @@
 """The page in a real browser: drawn, silent, alone, readable by mouse, by keys and by screen readers."""
 
+import re
 import shutil
 from dataclasses import dataclass, field
 
 import pytest
+from click.testing import CliRunner
 
+from training.config import TrainConfig
+from training.job import train
 from training.report.charts import COLORS
+from training.report.command import command
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -126,17 +131,6 @@ def test_colours_stand_out_from_the_cards_of_either_scheme(background):
     assert min(contrast(color, background) for color in COLORS) >= 3
 
 
-def test_a_value_is_read_under_the_mouse(look, whole):
-    page = look(whole).page
-    bar = page.locator("#splits-2 .mark-rect path").first
-    bar.scroll_into_view_if_needed()
-    bar.hover()
-    tooltip = page.locator("#vg-tooltip-element.visible")
-    tooltip.wait_for()
-    for word in ("split", "train", "examples", "mean label"):
-        assert word in tooltip.inner_text()
-
-
 def test_values_are_read_by_keys(look, whole):
     page = look(whole).page
     chart = page.locator("#collisions-2")
@@ -167,9 +161,7 @@ def test_a_mark_says_to_a_reader_what_it_says_under_the_mouse(look, whole):
     """Every mark but those that only help to read the others, and nothing of how it is drawn."""
     page = look(whole).page
     for name in page.eval_on_selector_all(".chart", "all => all.map(e => e.id)"):
-        said = page.eval_on_selector_all(
-            f"#{name} {MARKS}", "all => all.map(e => e.getAttribute('aria-label'))"
-        )
+        said = page.eval_on_selector_all(f"#{name} {MARKS}", LABELS)
         assert said
         assert not [one for one in said if "high:" in one or "end:" in one or "said" in one]
     bar = page.locator(f"#splits-2 {MARKS}").first
@@ -179,7 +171,9 @@ def test_a_mark_says_to_a_reader_what_it_says_under_the_mouse(look, whole):
     tooltip.wait_for()
     cells = [cell.strip(": ") for cell in tooltip.locator("td").all_inner_texts()]
     pairs = zip(cells[::2], cells[1::2], strict=True)
-    assert "; ".join(map(": ".join, pairs)) == bar.get_attribute("aria-label")
+    told = "; ".join(map(": ".join, pairs))
+    assert told == bar.get_attribute("aria-label")
+    assert re.fullmatch(r"\w+: [\d-]+; split: train; examples: [\d,]+; mean label: [\d.]+", told)
 
 
 MARKS = ":is(path, rect, text)[role=graphics-symbol][aria-label]"
@@ -219,6 +213,30 @@ def test_it_breaks_no_rule_of_accessibility(look, whole, scheme):
 def test_a_narrow_screen_scrolls_tables_not_the_page(look, whole):
     page = look(whole, width=400).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_probabilities_are_bars_that_stand_on_the_axis(look, tmp_path, binary_store):
+    train(TrainConfig(binary_store, epochs=1, tracking=False, checkpoint_dir=tmp_path / "run"))
+    words = ["--store", binary_store, "--run", tmp_path / "run", "--output", tmp_path / "page.html"]
+    CliRunner().invoke(command, [*map(str, words), "--no-tracking"], catch_exceptions=False)
+    page = look(tmp_path / "page.html").page
+    chart = page.locator("figure", has_text="Predicted probabilities by label").locator(".chart")
+    bars = [box.bounding_box() for box in chart.locator(MARKS).all()]
+    feet = {round(bar["y"] + bar["height"]) for bar in bars}
+    assert max(feet) - min(feet) <= 1  # but for the stroke
+    assert max(bar["height"] for bar in bars) > 100
+
+
+def test_a_calibration_has_one_scale_on_both_axes(look, whole):
+    """Else the line on which predictions come true is at no angle that says anything."""
+    page = look(whole).page
+    chart = page.locator("figure", has_text="Calibration").locator(".chart")
+    ticks = [
+        axis.locator(".role-axis-label text").all_text_contents()
+        for axis in chart.locator("[aria-roledescription=axis]").all()
+    ]
+    first, second = ([float(labels[0]), float(labels[-1])] for labels in ticks)
+    assert first == second
 
 
 def test_what_looks_like_html_is_text(look, hostile):

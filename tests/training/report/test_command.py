@@ -17,6 +17,7 @@ from featurestore.snapshot import latest
 from training.config import TrainConfig
 from training.job import train
 from training.report.command import command
+from training.tracking import local_uri
 
 # MLflow 3.17 uses what SQLAlchemy and pandas have deprecated, and warns of its own type hints: its affair.
 pytestmark = [
@@ -126,6 +127,13 @@ def test_pages_are_kept_with_the_run_they_are_about_and_else_in_one_for_the_snap
     assert (run.info.status, run.info.run_name) == ("FINISHED", f"report-{latest(store)}")
     assert run.data.tags["snapshot.id"] == latest(store)
     assert pages == ["report/a.html", "report/b.html"]
+
+
+def test_the_page_of_a_run_that_mlflow_does_not_have_replaces_none_of_the_snapshot(store):
+    words = ["--store", store, "--json"]
+    (run_id,) = {json.loads(report(*words, *more).stdout)["mlflow_run"] for more in ([], ["--run", "aaaa"])}
+    _, pages = kept(local_uri(store), run_id)
+    assert pages == ["report/20260101-000000-aaaa", "report/report.html"]
 
 
 def test_a_failure_of_mlflow_leaves_the_page(store, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from training.report.page import cell, finite, number_columns, page, policy
+from training.report.page import cell, number_columns, page, policy
 from training.report.parts import Facts, Figure, Section, Table, Words
 
 HOSTILE = "</script><b onclick='x()'>&amp;"
@@ -78,7 +78,3 @@ def test_columns_of_numbers_are_found():
     rows = [("a", 1, "12.5%", None, "1,234", "0.5"), ("b", None, "", None, "7", "x")]
     assert number_columns(Table("", list("abcdef"), rows)) == {1, 2, 4}
     assert number_columns(Table("", ["a"], [])) == set()
-
-
-def test_what_json_has_no_number_for_is_null():
-    assert finite({"a": [float("inf"), 1.5, (float("nan"), "x")]}) == {"a": [None, 1.5, [None, "x"]]}

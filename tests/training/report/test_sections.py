@@ -272,15 +272,12 @@ def test_probabilities_and_their_calibration(binary_store, tmp_path):
         assert point["prediction"] == pytest.approx(predicted[inside].mean(), rel=1e-4)
 
 
-def test_empty_splits_have_nothing_to_predict(hostile, tmp_path):
-    with FeatureStore(hostile.store) as opened:
-        rows = dict(opened.splits.rows)
-        train(TrainConfig(hostile.store, epochs=1, tracking=False, checkpoint_dir=tmp_path))
-        section = run_section(opened, open_run(str(tmp_path), tmp_path))
-        assert (figure(section, "Predictions") is not None) == (rows["test"] > 0)
-        model = load_model(load_checkpoint(tmp_path / "best.pt"), tmp_path / "best.pt")
-        object.__setattr__(opened.splits, "rows", {**rows, "test": 0})
-        assert count_predictions(opened, model, "test") is None
+def test_where_the_test_split_is_empty_validation_is_predicted(article_store, tmp_path):
+    train(TrainConfig(article_store, epochs=1, tracking=False, checkpoint_dir=tmp_path))
+    run = open_run(str(tmp_path), tmp_path)
+    with FeatureStore(article_store) as opened:
+        assert count_predictions(opened, load_model(run.checkpoint, run.path), "test") is None
+        assert figure(run_section(opened, run), "Predictions against ratings, validation")
 
 
 def test_a_snapshot_without_a_vocabulary_has_a_page_that_says_how_to_build_one(reported, tmp_path):
@@ -312,9 +309,8 @@ def test_progress_is_told_to_the_end(store, reported):
 
     heard = Heard()
     build_report(store, open_run("latest", reported.store / "checkpoints"), heard)
-    assert heard.left == dict.fromkeys(
-        ("snapshot", "rejects", "features", "splits", "collisions", "quality"), 0
-    ) | {"run": store.splits.rows["validation"]}  # test alone is predicted
+    names = ("snapshot", "rejects", "features", "splits", "collisions", "quality", "run")
+    assert heard.left == dict.fromkeys(names, 0)
 
 
 def test_bins_hold_what_lies_outside_them_and_say_so():
