@@ -26,10 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from featurestore.errors import SpecError, did_you_mean
-from featurestore.hashing import default_seed, hash_values, slots_of
+from featurestore.hashing import slots_of
 from featurestore.plans import (
     DeepHash,
     Elements,
@@ -44,13 +43,15 @@ from featurestore.plans import (
     TensorTrain,
     TooSmall,
     deep_hash_floats,
-    signs_of,
     tensor_train_floats,
 )
+from featurestore.signs import projection_signs, slot_signs
 
 MOST_ALPHA = 4
 MOST = 4096
 """Of lookups, floats of a row or of a block: more would be a slip of the finger."""
+SMALL_VALUES = 100
+"""Features of fewer values need few floats to tell them apart."""
 
 
 def unified(fields: Sequence[Field], dim: int, floats: int, *, lookups: int = 1) -> Rows:
@@ -164,9 +165,7 @@ def mixed_dim(
         _own_or_hashed(field, each, end - each, own, floats - own, lookups, widest)
         for field, each, end in zip(fields, dims, ends, strict=True)
     ]
-    projections = tuple(
-        each * np.float32(math.sqrt(widest)) for each in _fixed_projections(fields, widest, dim)
-    )
+    projections = (projection_signs(widest, dim),) * len(fields)
     return Projected(floats, 1, dim, tuple(s for s, _ in parts), tuple(g for _, g in parts), projections)
 
 
@@ -236,45 +235,48 @@ def unified_narrow(
     *,
     width: int = 1,
     lookups: int = 6,
+    small: int = MOST,
     learned: bool = False,
     signs: bool = True,
     code: float = 0.05,
 ) -> Projected:
     """One shared table of narrow rows: k lookups a feature, concatenated, and projected to D. No vocabulary.
 
-        embedding(v) = concat over l of sign(v, l) * table[hash(v, seed_f,l) mod M], times A_f (k width, D),
-                       plus code * signs(v)
+        embedding(v) = concat over l of sign(v, l) * table[hash(v, seed_f,l) mod M], times A_f (k_f width, D),
+                       plus code * (sign(v, 0), ..., sign(v, D - 1))
 
-    With ``learned`` the A_f are parameters. Without, they are fixed: signs by a hash of (feature, place,
-    column), over sqrt(k width). These cost no bytes, and the network's first layers, which are linear, can
-    turn them as they need. ``signs`` keep two values that share a row from pulling it the same way (count
-    sketch: M. Charikar, K. Chen, M. Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002).
-    signs(v) are D more of them, the same for every table size and never learned: by them the network tells
-    values apart that share rows. ``code`` is about as large as what a table starts with.
-    Parameters: M width, and F k width D where the projections are learned.
+    k_f is ``lookups``, but at most ``small`` for features of fewer than `SMALL_VALUES` values.
+    With ``learned`` the A_f are parameters. Without, they are one fixed matrix of hashed signs. It costs no
+    bytes, and the network's first layers, which are linear, can turn it as they need. ``signs`` keep two
+    values that share a row from pulling it the same way. They are hashes of the value's slots, so that
+    nothing but slots has to be stored: `featurestore.signs`. Times ``code``, which is about as large as what
+    a table starts with, they are a vector that nobody learns: by it the network tells values apart that share
+    rows. A spec whose table has a ``width`` trains and serves this layout: `training.combiners`.
+    Parameters: M width, and the sum of all k_f width D where the projections are learned.
     """
     if lookups * width > MOST:
         raise SpecError("layout unified_narrow", [f"lookups times width must be at most {MOST:,}"])
-    projections = len(fields) * lookups * width * dim if learned else 0
+    counts = [min(lookups, small) if len(field) < SMALL_VALUES else lookups for field in fields]
+    projections = sum(counts) * width * dim if learned else 0
     if floats < projections + width:
         raise TooSmall("unified_narrow", floats, projections + width)
     rows = (floats - projections) // width
+    slots = [field.slots(count, rows) for field, count in zip(fields, counts, strict=True)]
+    found = [slot_signs(each, max(lookups, dim)) for each in slots]
+    signed = zip(found, counts, strict=True)
     return Projected(
         rows,
         width,
         dim,
-        slots=tuple(field.slots(lookups, rows) for field in fields),
-        signs=tuple(field.signs(lookups) for field in fields) if signs else None,
-        projections=None if learned else _fixed_projections(fields, lookups * width, dim),
-        codes=tuple(np.float32(code) * field.signs(dim, "/code") for field in fields) if code else None,
+        slots=tuple(slots),
+        signs=tuple(each[:, :count] for each, count in signed) if signs else None,
+        projections=None if learned else tuple(_projection(count * width, dim) for count in counts),
+        codes=tuple(np.float32(code) * each[:, :dim] for each in found) if code else None,
     )
 
 
-def _fixed_projections(fields: Sequence[Field], inputs: int, dim: int) -> tuple[Floats, ...]:
-    places = pa.array([f"{place}/{column}" for place in range(inputs) for column in range(dim)])
-    seeds = [default_seed(f"{field.name}/projection", 0) for field in fields]
-    size = np.float32(math.sqrt(inputs))
-    return tuple(signs_of(hashes).reshape(inputs, dim) / size for hashes in hash_values(places, seeds))
+def _projection(inputs: int, dim: int) -> Floats:
+    return projection_signs(inputs, dim) / np.float32(math.sqrt(inputs))
 
 
 def double(fields: Sequence[Field], dim: int, floats: int, *, lookups: int = 2) -> Sums:

@@ -98,9 +98,7 @@ def features(store: AnyPath, snapshot_id: str | None, *, as_json: bool) -> None:
     ]
     show_rows(names, rows, as_json=as_json)
     if not as_json:
-        click.echo(
-            f"table: {spec.table.num_slots:,} slots x {spec.table.dim}, fingerprint {spec.fingerprint}"
-        )
+        click.echo(f"table: {spec.table}, fingerprint {spec.fingerprint}")
 
 
 @click.command()

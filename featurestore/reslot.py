@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from featurestore.database import write_catalog
 from featurestore.digest import Sums, add_sums, row_sums
 from featurestore.encode import encode
-from featurestore.errors import ArtifactError
+from featurestore.errors import ArtifactError, SpecError
 from featurestore.manifest import PACKAGES, Manifest, Shard
 from featurestore.paths import AnyPath
 from featurestore.retention import sweep
@@ -64,10 +64,16 @@ class Reslotted:
     def changes(self) -> str:
         """What is another in the spec than in the parent's, for a person."""
         old, new = (one.manifest.load_spec() for one in (self.parent, self.snapshot))
-        changes = [("num_slots", old.table.num_slots, new.table.num_slots)]
+        names = ("num_slots", "dim", "width")
+        changes = [(name, getattr(old.table, name), getattr(new.table, name)) for name in names]
         pairs = zip(old.features, new.features, strict=True)
         changes += [(f"lookups of {one.name}", len(one.seeds), len(other.seeds)) for one, other in pairs]
-        return ", ".join(f"{what} {was:,} -> {is_now:,}" for what, was, is_now in changes if was != is_now)
+        told = [f"{what} {_told(was)} -> {_told(now)}" for what, was, now in changes if was != now]
+        return ", ".join(told) or "other seeds"
+
+
+def _told(number: int | None) -> str:
+    return "none" if number is None else f"{number:,}"
 
 
 def reslot(
@@ -76,6 +82,7 @@ def reslot(
     *,
     num_slots: int | None = None,
     lookups: Mapping[str, int] | None = None,
+    spec: FeatureSpec | None = None,
     newest: bool = True,
     progress: Progress | None = None,
 ) -> Reslotted:
@@ -86,18 +93,20 @@ def reslot(
         snapshot_id: as `open_snapshot` takes it; the newest by default.
         num_slots: rows of the table; as they are by default.
         lookups: how many, by feature; the other features keep theirs.
+        spec: instead of these two, a spec that has another table or other seeds, and all else the same.
         newest: whether the child becomes the newest snapshot. If not, one that is there already is taken.
         progress: follows it.
 
     Raises:
-        SpecError: a number is out of range, or a feature unknown.
+        SpecError: a number is out of range, a feature unknown, or the spec asks for another ingestion.
         NotFound: no such snapshot, or it has no vocabulary.
         ArtifactError: a shard is damaged, or the store cannot be written.
         StoreBusy: another process writes to the store, or has made another snapshot the newest.
     """
     started, store = time.perf_counter(), store.absolute()
     parent = open_snapshot(store, snapshot_id)
-    spec = parent.manifest.load_spec().resized(num_slots, lookups)
+    old = parent.manifest.load_spec()
+    spec = old.resized(num_slots, lookups) if spec is None else _with_same_rows(spec, old)
     found = parent if spec.fingerprint == parent.manifest.fingerprint else None
     if found is None and not newest:
         found = _made_before(store, parent, spec)
@@ -109,6 +118,26 @@ def reslot(
     except OSError as error:
         raise ArtifactError(f"re-slotting in {store} failed, nothing was published: {error}") from error
     return Reslotted(child, parent, time.perf_counter() - started, made=True)
+
+
+def _with_same_rows(spec: FeatureSpec, old: FeatureSpec) -> FeatureSpec:
+    """Return a spec under which the examples are those that there are, but for their slots."""
+    asked, known = ([(one.name, one.column) for one in each.features] for each in (spec, old))
+    problems = []
+    if asked != known:
+        problems.append(f"its features are {_listed(asked)}; the snapshot has {_listed(known)}")
+    for section in ("label", "split"):
+        wanted, there = (each.to_dict()[section] for each in (spec, old))
+        if wanted != there:
+            problems.append(f"its [{section}] is {wanted}; the snapshot has {there}")
+    if problems:
+        where = f"spec {spec.name!r} needs an ingestion, re-slotting changes the table and the lookups alone"
+        raise SpecError(where, problems)
+    return spec
+
+
+def _listed(features: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(name if name == column else f"{name} (of {column})" for name, column in features)
 
 
 def _made_before(store: AnyPath, parent: Snapshot, spec: FeatureSpec) -> Snapshot | None:

@@ -10,11 +10,13 @@ from featurestore.output import progress_bar
 from featurestore.paths import AnyPath
 from featurestore.reslot import Reslotted, reslot
 from featurestore.snapshot import latest
+from featurestore.spec import load_spec
 
 EPILOG = """\b
 Examples:
   slotstore reslot --store store --num-slots 100000
   slotstore reslot --store store --num-slots 100000 --lookups user_id=4 --lookups zip=2
+  slotstore reslot --store store --spec advised.toml
   slotstore reslot --store store --snapshot 4761317f9857 --num-slots 1000 --no-latest
 
 `slotstore train --num-slots N` does it on the way, and leaves the newest snapshot the newest."""
@@ -25,6 +27,9 @@ Examples:
 @snapshot_option
 @click.option("--num-slots", type=int, metavar="N", help="Rows of the table. Default: as many as it has.")
 @lookups_option
+@click.option(
+    "--spec", metavar="NAME|FILE", help="Instead: a spec with another table or other lookups, else the same."
+)
 @click.option(
     "--latest/--no-latest",
     "newest",
@@ -37,6 +42,7 @@ def command(
     snapshot_id: str | None,
     num_slots: int | None,
     lookups: dict[str, int],
+    spec: str | None,
     *,
     newest: bool,
     as_json: bool,
@@ -47,8 +53,13 @@ def command(
     would have made: same rows, same splits. Lookups are dropped from the last one on; further ones have the
     seeds that the feature's name gives. A failed or killed re-slotting leaves the store as it was.
     """
-    if num_slots is None and not lookups:
-        raise click.UsageError("nothing to change: give --num-slots N, --lookups FEATURE=NUMBER, or both")
+    if spec is not None and (num_slots is not None or lookups):
+        raise click.UsageError("--spec says all of the table: give it, or --num-slots and --lookups")
+    if spec is None and num_slots is None and not lookups:
+        raise click.UsageError(
+            "nothing to change: give --num-slots N, --lookups FEATURE=NUMBER or both, or --spec FILE"
+        )
+    wanted = None if spec is None else load_spec(spec)
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("re-slotting shards", total=None)
         result = reslot(
@@ -56,6 +67,7 @@ def command(
             snapshot_id,
             num_slots=num_slots,
             lookups=lookups,
+            spec=wanted,
             newest=newest,
             progress=lambda done, shards: bar.update(task, completed=done, total=shards),
         )
@@ -75,6 +87,8 @@ def summary(result: Reslotted) -> dict[str, object]:
         "content_digest": manifest.content_digest,
         "fingerprint": manifest.fingerprint,
         "num_slots": spec.table.num_slots,
+        "dim": spec.table.dim,
+        "width": spec.table.width,
         "lookups": {feature.name: len(feature.seeds) for feature in spec.features},
         **manifest.counts,
         "seconds": round(result.seconds, 3),

@@ -5,6 +5,7 @@
     [table]
     num_slots = 1000        # rows of the shared table, 1..2**31-1
     dim = 10                # floats a row
+    width = 30              # optional, for narrow rows: floats of the vector that a feature's rows make
 
     [[features]]
     name = "user_id"        # slot columns are user_id_slot_0, user_id_slot_1, ...
@@ -56,16 +57,25 @@ _USED_BY = {
     "files": (*SPLITS, "validation_fraction", "seed"),
 }
 """The keys of a split that a split of each kind uses."""
-_LATER = {"label": ("drop",), "split": (*SPLITS, "validation_fraction")}
+_LATER = {"table": ("width",), "label": ("drop",), "split": (*SPLITS, "validation_fraction")}
 """Keys that a canonical form has only where they are used."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The shared embedding table: ``num_slots`` rows of ``dim`` floats."""
+    """The shared embedding table: ``num_slots`` rows of ``dim`` floats.
+
+    A model concatenates the rows of a feature's lookups or, where there is a ``width``, makes one vector of
+    so many floats of them, by signs and a projection that cost nothing: see `training.combiners`.
+    """
 
     num_slots: int
     dim: int
+    width: int | None = None
+
+    def __str__(self) -> str:
+        read = "" if self.width is None else f", read as vectors of {self.width}"
+        return f"{self.num_slots:,} slots x {self.dim}{read}"
 
 
 @dataclass(frozen=True)
@@ -278,8 +288,9 @@ def parse_spec(data: Mapping[str, Any], name: str, where: str) -> FeatureSpec:
 
 
 def _table(section: Section) -> Table:
-    section.only("num_slots", "dim")
-    return Table(section.integer("num_slots", 1, MAX_SLOTS), section.integer("dim", 1, MAX_DIM))
+    section.only("num_slots", "dim", "width")
+    width = section.integer("width", 1, MAX_DIM) if section.data.get("width") is not None else None
+    return Table(section.integer("num_slots", 1, MAX_SLOTS), section.integer("dim", 1, MAX_DIM), width)
 
 
 def _feature(section: Section) -> Feature:

@@ -33,7 +33,7 @@ def _message(config: TrainConfig, spec: FeatureSpec, error: Exception) -> str:
     first = (str(error) or type(error).__name__).splitlines()[0]
     return (
         f"out of memory on {config.torch_device()}: {first}\n"
-        f"The table, {spec.table.num_slots:,} slots x {spec.table.dim}, takes {table:,} bytes, {copies}.\n"
+        f"The table, {spec.table}, takes {table:,} bytes, {copies}.\n"
         f"Lower --batch-size (now {config.batch_size:,}), give --feed stream (now {config.feed}) or "
         "--optimizer rowwise_adagrad, or fewer --num-slots."
     )

@@ -7,6 +7,7 @@ from torch import nn
 
 from featurestore.errors import did_you_mean
 from featurestore.spec import FeatureSpec
+from training.combiners import SignedProjection
 from training.embeddings import SlotEmbedding, UnifiedEmbedding
 from training.networks import ArticleMLP, DCNv2, Network
 from training.pairwise import DLRM, FM, DeepFM
@@ -58,7 +59,9 @@ def build_network(
 def build_model(
     name: str, spec: FeatureSpec, bias: float = 0.0, *, table: Table = UnifiedEmbedding
 ) -> Network:
-    """Build a network with its default sizes over the shared table; each lookup is a field.
+    """Build a network with its default sizes over the shared table.
+
+    Each lookup is a field or, where the table's rows make vectors of a ``width``, each feature.
 
     The table is small at first, so that rows nobody trained, those of unseen values, add little noise. On
     ml-100k split by time, most of whose later users are new, the best validation RMSE of six epochs of the
@@ -67,7 +70,7 @@ def build_model(
 
     Args:
         name: one of `MODELS`.
-        spec: says the table's rows, its dim and the number of lookups.
+        spec: says the table's rows, its dim and width, and the number of lookups.
         bias: the score where nothing else is known.
         table: makes the table from its rows, its dim and the deviation of its initial weights.
 
@@ -76,7 +79,12 @@ def build_model(
     """
     _network(name)  # before a table is made, which may be large
     embedding = table(spec.table.num_slots, spec.table.dim, TABLE_STD)
-    return build_network(name, embedding, len(spec.slot_columns), spec.table.dim, bias)
+    if spec.table.width is None:
+        return build_network(name, embedding, len(spec.slot_columns), spec.table.dim, bias)
+    network = build_network(name, embedding, len(spec.features), spec.table.width, bias)
+    lookups = [len(feature.seeds) for feature in spec.features]
+    network.combiner = SignedProjection(lookups, spec.table.dim, spec.table.width)
+    return network
 
 
 def _network(name: str) -> type[Network]:

@@ -7,16 +7,19 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from training.combiners import Concatenation
 from training.embeddings import SlotEmbedding
 
 
 class Network(nn.Module):
     """What the networks have in common: an embedding of some fields, each of one width.
 
-    A field is what the embedding gives one vector for: of the shared table, a lookup.
+    A field is what there is one vector for: of the shared table a lookup or, where a `SignedProjection` is
+    its ``combiner``, a feature.
 
     Args:
-        embedding: from any input of B examples to float32 (B, fields * dim), field 0 first.
+        embedding: from any input of B examples to what ``combiner`` makes float32 (B, fields * dim) of, field
+            0 first. It is a `Concatenation` unless another is set.
         fields: F, vectors of an example.
         dim: D, floats of a vector.
 
@@ -32,6 +35,7 @@ class Network(nn.Module):
         if fields < 1 or dim < 1:
             raise ValueError(f"a network needs at least one field and one dim, got {fields} and {dim}")
         self.embedding = embedding
+        self.combiner = Concatenation()
         self.fields, self.dim, self.width = fields, dim, fields * dim
 
     def embed(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -40,13 +44,20 @@ class Network(nn.Module):
         Raises:
             ValueError: it has another width.
         """
-        embedded: torch.Tensor = self.embedding(inputs)
+        embedded: torch.Tensor = self.combiner(self.embedding, inputs)
         if embedded.dim() != 2 or embedded.shape[1] != self.width:  # (B, F * D)
             raise ValueError(
                 f"the embedding gives {tuple(embedded.shape)}, the network takes (B, {self.width}):"
                 f" {self.fields} fields of {self.dim}"
             )
         return embedded
+
+    def project(self, inputs: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+        """Return ``layer(self.embed(inputs))``, (B, H), by the embedding's own road where there is one."""
+        if type(self.combiner) is Concatenation and isinstance(self.embedding, SlotEmbedding):
+            return self.embedding.project(inputs, layer)
+        projected: torch.Tensor = layer(self.embed(inputs))
+        return projected
 
     def split(self, embedded: torch.Tensor) -> torch.Tensor:
         """Return the vectors of the fields: (B, F * D) -> (B, F, D)."""
@@ -80,10 +91,7 @@ class ArticleMLP(Network):
         """Score examples: of slots, int (B, F) -> float32 (B,)."""
         first, rest = self.layers[0], self.layers[1:]
         assert isinstance(first, nn.Linear)
-        if isinstance(self.embedding, SlotEmbedding):
-            hidden = self.embedding.project(inputs, first)  # (B, F) -> (B, hidden)
-        else:
-            hidden = first(self.embed(inputs))
+        hidden = self.project(inputs, first)  # (B, hidden)
         score: torch.Tensor = rest(hidden)  # (B, hidden) -> (B, 1)
         return score.squeeze(1)
 

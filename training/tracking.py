@@ -1,6 +1,7 @@
 """Runs in MLflow. The only file that knows MLflow, which it imports where it is used: it is optional."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -172,7 +173,7 @@ class Tracker:
         import mlflow
 
         manifest, spec = self._store.snapshot.manifest, self._store.spec
-        settings = {**config.to_dict(), "num_slots": spec.table.num_slots, "dim": spec.table.dim}
+        settings = {**config.to_dict(), **dataclasses.asdict(spec.table)}
         fixed = mlflow.get_run(self.run.run_id).data.params  # `mlflow run` has recorded its own already
         mlflow.log_params({name: value for name, value in settings.items() if name not in fixed})
         identity = ("fingerprint", "id", "content_digest")

@@ -8,7 +8,7 @@ training. Regret is the mean test metric of the best layout of the sweep less th
 over all seeds, which the advice has not seen: it has one seed, and chooses by validation rows.
 
     advised   the best layout after the advice's trainings     regret     lost by taking it
-    stored    the best that an ingestion stores                regret     lost by taking that
+    stored    the best that a store can hold                   regret     lost by taking that
     cost      seconds of the advice's trainings over the sweep's, and how many these are
 """
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import SpecError
-from featurestore.hashing import default_seed, slot, xxh32
+from featurestore.hashing import default_seed, slot
 from featurestore.layouts import (
     LAYOUTS,
     NEED_NO_VOCABULARY,
@@ -27,6 +27,7 @@ from featurestore.layouts import (
     unified_small_exact,
 )
 from featurestore.plans import Field, TooSmall
+from featurestore.signs import projection_signs, slot_signs
 
 COLOURS = Field("colour", ("red", "green", "blue"))
 IDS = Field("id", tuple(str(number) for number in range(10)))
@@ -103,14 +104,11 @@ def test_narrow_rows_cost_no_floats_but_the_table_and_learned_projections():
     plan = unified_narrow(FIELDS, 6, 100, width=2, lookups=3)
     assert (plan.num_rows, plan.floats) == (50, 100)
     assert plan.slots[1][3, 2] == slot("3", default_seed("id", 2), 50)
-    assert plan.signs[1][3, 2] == 1 - 2 * (xxh32("3", default_seed("id/sign", 2)) & 1)
-    assert plan.projections[0].shape == (6, 6)
-    assert np.allclose(np.abs(plan.projections[0]), 1 / np.sqrt(6))
-    sign = 1 - 2 * (xxh32("2/4", default_seed("colour/projection", 0)) & 1)
-    assert np.sign(plan.projections[0][2, 4]) == sign
-    assert plan.codes[0].shape == (3, 6)
-    assert np.allclose(np.abs(plan.codes[0]), 0.05)
-    assert np.sign(plan.codes[0][1, 4]) == 1 - 2 * (xxh32("green", default_seed("colour/code", 4)) & 1)
+    signs = slot_signs(plan.slots[1][3], 6)
+    assert plan.signs[1][3].tolist() == signs[:3].tolist()
+    assert np.allclose(plan.codes[1][3], 0.05 * signs)
+    assert all(np.allclose(each, projection_signs(6, 6) / 6**0.5) for each in plan.projections)
+    assert [each.shape for each in plan.codes] == [(3, 6), (10, 6)]
     assert unified_narrow(FIELDS, 6, 100, code=0).codes is None
     learned = unified_narrow(FIELDS, 6, 100, width=2, lookups=3, learned=True)
     assert (learned.num_rows, learned.floats) == (14, 100)  # 100 - 2 * 3 * 2 * 6 = 28

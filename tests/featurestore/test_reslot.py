@@ -28,7 +28,7 @@ from featurestore.reslot import reslot
 from featurestore.retention import remove_snapshots
 from featurestore.shards import write_parquet
 from featurestore.snapshot import MANIFEST, latest, list_snapshots, open_snapshot
-from featurestore.spec import parse_spec
+from featurestore.spec import SPECS, Table, load_spec, parse_spec
 from featurestore.staging import set_latest, staging
 from featurestore.store import FeatureStore
 from featurestore.vocabulary import Vocabulary
@@ -134,6 +134,52 @@ def test_a_child_is_the_snapshot_of_a_full_ingestion(
     inherited = [shard.is_inherited for shard in child.manifest.shards["vocabulary"]]
     pairs = zip(spec.features, parent.manifest.load_spec().features, strict=True)
     assert inherited == [one == other for one, other in pairs]
+
+
+def test_a_child_by_a_spec_is_the_snapshot_of_a_full_ingestion(tiny_store, synthetic_source, tmp_path):
+    """Another table with a width, other lookups, and seeds that no name gives."""
+    store = copy(tiny_store, tmp_path / "store")
+    old = open_snapshot(store).manifest.load_spec()
+    features = [dataclasses.replace(old.features[0], seeds=(7, 8, 9)), old.features[1].with_lookups(6)]
+    table = Table(5000, 1, 30)
+    spec = dataclasses.replace(old, name="new", table=table, features=(*features, *old.features[2:]))
+    done = reslot(store, spec=spec)
+    whole = ingest_with(spec, synthetic_source, tmp_path / "whole", shard_bytes=100_000)
+    assert facts(done.snapshot) == facts(whole)
+    assert done.snapshot.manifest.load_spec() == spec
+    assert done.changes == (
+        "num_slots 32,768 -> 5,000, dim 16 -> 1, width none -> 30, lookups of user_id 2 -> 3, "
+        "lookups of movie_id 2 -> 6"
+    )
+    assert not reslot(store, spec=dataclasses.replace(spec, name="same")).made
+    seeds = dataclasses.replace(features[0], seeds=(9, 8, 7))
+    others = dataclasses.replace(spec, features=(seeds, *spec.features[1:]))
+    assert reslot(store, spec=others, newest=False).changes == "other seeds"
+
+
+def test_the_command_takes_a_spec(tiny_store, tmp_path, capsys):
+    store, file = copy(tiny_store, tmp_path / "store"), tmp_path / "narrow.toml"
+    text = (SPECS / "movielens.toml").read_text()
+    file.write_text(text.replace("num_slots = 32768\ndim = 16", "num_slots = 777\ndim = 2\nwidth = 12"))
+    status, out, err = run(capsys, "--store", store, "--spec", file, "--json")
+    assert status == 0, err
+    told = json.loads(out)
+    assert (told["num_slots"], told["dim"], told["width"]) == (777, 2, 12)
+    assert told["newest"] == told["snapshot"] == open_snapshot(store).manifest.id
+
+
+def test_a_spec_of_other_examples_needs_an_ingestion(tiny_store):
+    spec = load_spec("article")
+    with pytest.raises(SpecError, match=r"spec 'article' needs an ingestion(?s:.*): 2 problems") as raised:
+        reslot(tiny_store, spec=spec)
+    features, split = raised.value.problems
+    assert features.startswith(
+        "its features are user_id, movie_id, age, occupation, zip; the snapshot has user"
+    )
+    assert split.startswith("its [split] is {'kind': 'time', 'fractions': [0.5, 0.5]")
+    other = dataclasses.replace(spec.features[0], column="movie_id")
+    with pytest.raises(SpecError, match=r"its features are user_id \(of movie_id\), movie_id"):
+        reslot(tiny_store, spec=dataclasses.replace(spec, features=(other, *spec.features[1:])))
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +398,9 @@ def test_a_diff_says_that_the_size_changed_and_no_row(store):
         (["--num-slots", "-5"], 2, "--num-slots must be in 1..2147483647, got -5"),
         (["--num-slots", "2147483648"], 2, "--num-slots must be in 1..2147483647, got 2147483648"),
         (["--num-slots", "many"], 2, "'many' is not a valid integer"),
-        ([], 2, "nothing to change: give --num-slots N, --lookups FEATURE=NUMBER, or both"),
+        ([], 2, "nothing to change: give --num-slots N, --lookups FEATURE=NUMBER or both, or --spec FILE"),
+        (["--spec", "paper", "--num-slots", "9"], 2, "--spec says all of the table: give it, or --num-slots"),
+        (["--spec", "papers"], 2, "neither a shipped spec nor a readable file (did you mean 'paper'?)"),
         (["--lookups", "user=2"], 2, "no feature 'user' (did you mean 'user_id'?), the spec has user_id, "),
         (["--lookups", "xyz=2"], 2, "no feature 'xyz' (known: user_id, movie_id)"),
         (["--lookups", "user_id=0"], 2, "--lookups user_id=0: a feature takes 1 to 64 lookups"),

@@ -149,6 +149,28 @@ def test_not_toml(tmp_path, content):
         load_spec(path)
 
 
+def test_a_width_is_said_and_kept_and_its_absence_leaves_fingerprints_alone():
+    plain, wide = (
+        parse_spec(minimal(table={"num_slots": 9, "dim": 1, **more}), "x", "x") for more in ({}, WIDE)
+    )
+    assert (plain.table, wide.table) == (Table(9, 1), Table(9, 1, 30))
+    assert plain.to_dict()["table"] == {"num_slots": 9, "dim": 1}
+    assert parse_spec(wide.to_dict(), "x", "x") == wide
+    assert wide.fingerprint != plain.fingerprint
+    assert str(plain.table) == "9 slots x 1"
+    assert str(wide.table) == "9 slots x 1, read as vectors of 30"
+
+
+WIDE = {"width": 30}
+
+
+@pytest.mark.parametrize("width", [0, -1, 65_537, 1.5, "wide", True])
+def test_a_width_that_cannot_be(width):
+    assert problems(minimal(table={"num_slots": 9, "dim": 1, "width": width})) == [
+        f"table.width must be a whole number in 1..65536, got {width!r}"
+    ]
+
+
 # Problems
 
 

@@ -1,21 +1,27 @@
 """Training at another table size: on a snapshot that is made of the store's own, or found."""
 
+import dataclasses
 import json
 import shutil
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
 from featurestore.errors import FingerprintError, NotFound, SpecError, StoreBusy
+from featurestore.reslot import reslot
 from featurestore.snapshot import latest, list_snapshots, open_snapshot
-from featurestore.spec import SPECS
+from featurestore.spec import SPECS, Table
 from featurestore.staging import staging
+from featurestore.store import FeatureStore
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.job import train
 from training.predictor import Predictor
 from training.predictor import command as predict_command
 from training.train import command
+from training.utilization.pruning import prune_table
+from training.utilization.report import measure_utilization
 
 VALUES = ["user_id=1", "movie_id=2", "gender=F", "age=25", "occupation=4", "zip=98107"]
 
@@ -77,6 +83,30 @@ def test_it_is_the_training_on_that_snapshot(config, store, ingest_folder, synth
     ingest_folder(synthetic_source, tmp_path / "whole", spec=str(spec), shard_bytes=100_000)
     here, there = train(config(store, num_slots=700)), train(config(tmp_path / "whole"))
     assert (here.snapshot, losses(here), here.test) == (there.snapshot, losses(there), there.test)
+
+
+def test_narrow_rows_are_trained_resumed_predicted_with_and_pruned(config, store, tmp_path):
+    """A table whose rows make vectors by signs: all that a model is used for."""
+    old = open_snapshot(store).manifest.load_spec()
+    features = tuple(one.with_lookups(3) for one in old.features)
+    spec = dataclasses.replace(old, table=Table(3000, 1, 8), features=features)
+    reslot(store, spec=spec)
+    whole, run = train(config(store)), tmp_path / "parts"
+    train(config(store, epochs=1, checkpoint_dir=run))
+    resumed = train(config(store, checkpoint_dir=run, resume=str(run / "last.pt")))
+    assert losses(resumed) == losses(whole)
+    assert whole.epochs[-1].train.loss < whole.epochs[0].train.loss
+    predictor = Predictor.load(whole.checkpoint)
+    assert predictor.model.combiner.lookups == (3,) * 6
+    row = dict(word.split("=") for word in VALUES)
+    (predicted,) = predictor.predict(pa.Table.from_pylist([row]))
+    assert 1 < predicted < 5
+    with FeatureStore(store) as opened:
+        checkpoint, pruned = load_checkpoint(whole.checkpoint), tmp_path / "pruned.pt"
+        prune_table(opened, checkpoint, whole.checkpoint, pruned)
+        raw = opened.sql(f"SELECT {', '.join(predictor.columns)} FROM test")
+        assert measure_utilization(opened, checkpoint, whole.checkpoint).num_rows == 3000
+    assert Predictor.load(pruned).predict(raw).tolist() == predictor.predict(raw).tolist()
 
 
 def test_the_size_that_it_has_makes_nothing(config, store):

@@ -10,10 +10,10 @@ import numpy as np
 
 from featurestore.errors import TrainingError
 from featurestore.hashing import default_seed
-from featurestore.layouts import NEED_NO_VOCABULARY, Layout, make_plan, mixed_dims, parse_layout
+from featurestore.layouts import NEED_NO_VOCABULARY, make_plan, mixed_dims, parse_layout
 from featurestore.occupancy import all_shared_probability, sharing_probability
-from featurestore.plans import FLOAT_BYTES, TooSmall
-from featurestore.spec import MAX_LOOKUPS, Feature, FeatureSpec, Label, Table
+from featurestore.plans import FLOAT_BYTES, Projected, TooSmall
+from featurestore.spec import Feature, FeatureSpec, Label, Table
 from training.comparison.curve import Curve, fit_curve
 from training.comparison.data import Coded
 from training.comparison.setup import Cell, CellResult, Setup, watched
@@ -28,12 +28,12 @@ earlier."""
 TIE = 0.002
 """About the deviation of an AUC over seeds on 7,000 rows. What is no further behind counts as level."""
 
-ROOMY = 6
-"""Floats of a row of the storable layout; half of that with less than a float a value."""
+STORABLE = ("unified_narrow:small=2", "unified_narrow")
+"""Layouts whose slots a store can hold, the one with fewer columns first: with 6 lookups for every feature
+nothing was better than with 2 for small vocabularies, at any size, beyond what other hashes change."""
 
 SHARES = (1, 4, 16)
-"""The sizes at which the layout that a store can hold is trained: the budget, and these parts of it."""
-
+"""The sizes at which the storable layout is trained: the budget, and these parts of it."""
 
 TARGET_SHARES = (0.01, 0.03, 0.1, 0.3)
 MOST_BEYOND = 4
@@ -44,8 +44,8 @@ MOST_BEYOND = 4
 class Advice:
     """What to do with so many bytes.
 
-    best: the candidate that validates best. storable: `unified` with several lookups, whose slots an
-    ingestion stores, and ``spec`` the spec for it. curve: of ``storable``'s layout, None where too few sizes
+    best: the candidate that validates best. storable: the best whose slots a store can hold, and ``spec``
+    the spec for it. curve: of ``storable``'s layout, None where too few sizes
     work. trained: all that was trained for it. outlooks: what each feature is to expect.
     """
 
@@ -70,62 +70,19 @@ class Advice:
         }
 
 
-def storable_layout(dim: int, floats: int, values: int) -> str:
-    """Return `unified` with about D / 6 lookups a feature or, with less than a float a value, D / 3.
-
-    Wide rows, one lookup a feature, lost wherever they were compared. Rows of about 6 floats do as well as
-    narrower ones where there is room, and each lookup is a column that an ingestion has to write; where there
-    is none, rows of 3 were better.
-    """
-    part = ROOMY if floats >= values else ROOMY // 2
-    divisors = [lookups for lookups in range(1, min(dim, MAX_LOOKUPS) + 1) if dim % lookups == 0]
-    lookups = min(divisors, key=lambda each: (abs(each - dim / part), each))
-    return str(Layout("unified", {"lookups": lookups}).plain())
-
-
-def narrower(dim: int, layout: str) -> str | None:
-    """Return how narrower rows can be had, in a sentence; None where the rows of a layout are narrow."""
-    width, widest = dim // lookups_of(layout), 2 * ROOMY
-    if width <= widest:
-        return None
-    near = next(each for each in range(dim, 0, -1) if _roomy_width(each) <= widest)
-    cause = (
-        f"is too much for {MAX_LOOKUPS} lookups, the most that a feature takes"
-        if dim > widest * MAX_LOOKUPS
-        else f"has no divisor near {min(dim / ROOMY, MAX_LOOKUPS):.0f}"
-    )
-    return (
-        f"rows are {width} floats wide, for D = {dim} {cause}: narrow ones, with more lookups, were better "
-        f"wherever compared; --dim {near} allows them"
-    )
-
-
-def _roomy_width(dim: int) -> int:
-    return dim // lookups_of(storable_layout(dim, floats=1, values=1))
-
-
-def advise(
-    spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Train, storable: str | None = None
-) -> Advice:
+def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Train) -> Advice:
     """Train the candidates once each at a budget, and the storable one at smaller sizes too.
 
     Args:
         spec: the store's.
         coded: the rows.
         setup: what all trainings share.
-        floats: the budget.
+        floats: the budget, at least 1: the storable layouts fit any.
         train: trains cells.
-        storable: the layout that an ingestion is to store; `storable_layout` of the budget by default.
-
-    Raises:
-        TooSmall: not a row of the storable layout fits.
     """
-    storable = storable or storable_layout(setup.dim, floats, coded.values)
-    order = [*CANDIDATES, storable]
-    make_plan(storable, coded.fields, setup.dim, floats)  # too few floats for a row of it are too few
+    order = list(dict.fromkeys([*CANDIDATES, *STORABLE]))
     first = train(_fitting(order, coded, setup, floats))
-    best = _best(first, setup, order)
-    stored = next(each for each in first if each.layout == storable)
+    stored = _best([each for each in first if each.layout in STORABLE], setup, STORABLE)
     smaller = [
         cell for share in SHARES[1:] for cell in _fitting([stored.layout], coded, setup, floats // share)
     ]
@@ -136,10 +93,10 @@ def advise(
         else None
     )
     trained = {(each.layout, each.budget): each for each in (*first, *line)}
-    new = storable_spec(spec, stored, setup)
+    new = storable_spec(spec, stored, coded, setup)
     return Advice(
         budget=floats * FLOAT_BYTES,
-        best=best,
+        best=_best(first, setup, order),
         storable=stored,
         spec=new,
         curve=curve,
@@ -172,13 +129,8 @@ def _best(results: Sequence[CellResult], setup: Setup, order: Sequence[str]) -> 
     return min(level, key=lambda each: order.index(each.layout))
 
 
-def roomy_layout(coded: Coded, setup: Setup) -> str:
-    """Return the storable layout of the collision-free table's size."""
-    return storable_layout(setup.dim, coded.values * setup.dim, coded.values)
-
-
 def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
-    """Return the floats with which `roomy_layout` is foretold to reach a loss on validation rows.
+    """Return the floats with which a storable layout is foretold to reach a loss on validation rows.
 
     It is trained at `TARGET_SHARES` of the collision-free table's size.
 
@@ -186,7 +138,7 @@ def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
         TrainingError: the curve never comes so low, or fewer sizes work than a curve needs.
     """
     whole = coded.values * setup.dim
-    layout = roomy_layout(coded, setup)
+    layout = STORABLE[0]
     cells = [cell for share in TARGET_SHARES for cell in _fitting([layout], coded, setup, int(share * whole))]
     found = train(cells)
     losses = [each.validation[loss_of(setup.label)] for each in found]
@@ -202,7 +154,7 @@ def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
             f"no table is foretold to reach a {loss_of(setup.label)} of {loss}: {layout} had {tried}, which "
             f"levels off at {curve.limit:.4f}; more data or another network might"
         )
-    return max(setup.dim, round(size) // FLOAT_BYTES)
+    return max(1, round(size) // FLOAT_BYTES)
 
 
 def loss_of(label: Label) -> str:
@@ -236,34 +188,31 @@ def reached(advice: Advice, setup: Setup, wanted: float) -> Target:
     return Target(metric, wanted, stored.layout, stored.bytes, found, found <= wanted)
 
 
-def storable_spec(spec: FeatureSpec, result: CellResult, setup: Setup) -> FeatureSpec:
-    """Return a spec with the slots of a trained `unified` layout: the same lookups, seeds and rows."""
-    lookups = lookups_of(result.layout)
-    width = setup.dim // lookups
+def storable_spec(spec: FeatureSpec, result: CellResult, coded: Coded, setup: Setup) -> FeatureSpec:
+    """Return a spec with the slots of a trained storable layout: the same lookups, seeds and rows."""
+    plan = make_plan(result.layout, coded.fields, setup.dim, result.budget // FLOAT_BYTES)
+    assert isinstance(plan, Projected)
     features = tuple(
-        Feature(each.name, each.column, tuple(default_seed(each.name, k) for k in range(lookups)))
-        for each in spec.features
+        Feature(each.name, each.column, tuple(default_seed(each.name, k) for k in range(slots.shape[1])))
+        for each, slots in zip(spec.features, plan.slots, strict=True)
     )
-    table = Table(result.bytes // (FLOAT_BYTES * width), width)
+    table = Table(plan.num_rows, plan.width, plan.dim)
     return dataclasses.replace(spec, name=f"{spec.name}-advised", table=table, features=features)
-
-
-def lookups_of(layout: str) -> int:
-    """Return how many lookups a feature has in a `unified` layout; one where it does not say."""
-    return int(parse_layout(layout).parameters.get("lookups", 1))
 
 
 @dataclass(frozen=True)
 class FeatureOutlook:
     """What a feature's values are to expect.
 
-    shared, all_shared: the share of its values that are expected to have a slot, and every slot, that others
-    use too in the table of the advised spec: uniform hashes, see `featurestore.occupancy`. floats: that
-    `mixed_dim` gives its values at the budget, a mean over examples. hashed: values that get none there.
+    lookups: of a value in the advised spec. shared, all_shared: the share of its values that are expected to
+    have a slot, and every slot, that others use too there: uniform hashes, see `featurestore.occupancy`.
+    floats: that `mixed_dim` gives its values at the budget, a mean over examples. hashed: values that get
+    none there.
     """
 
     feature: str
     values: int
+    lookups: int
     shared: float
     all_shared: float
     floats: float
@@ -272,13 +221,15 @@ class FeatureOutlook:
 
 def outlooks(coded: Coded, spec: FeatureSpec, setup: Setup, floats: int) -> list[FeatureOutlook]:
     """Foretell collisions and floats of each feature, from the vocabulary alone."""
-    lookups, rows = len(spec.features[0].seeds), spec.table.num_slots
-    others = lookups * (coded.values - 1)
-    chances = (sharing_probability(lookups, others, rows), all_shared_probability(lookups, others, rows))
+    counts = [len(feature.seeds) for feature in spec.features]
+    uses = sum(count * len(field) for count, field in zip(counts, coded.fields, strict=True))
+    dims = mixed_dims(coded.fields, setup.dim, floats)
     found = []
-    for field, dims in zip(coded.fields, mixed_dims(coded.fields, setup.dim, floats), strict=True):
-        mean = float(np.average(dims, weights=field.counts))
-        found.append(FeatureOutlook(field.name, len(field), *chances, mean, int((dims == 0).sum())))
+    for field, count, each in zip(coded.fields, counts, dims, strict=True):
+        chance = uses - count, spec.table.num_slots
+        shared, all_shared = sharing_probability(count, *chance), all_shared_probability(count, *chance)
+        mean, hashed = float(np.average(each, weights=field.counts)), int((each == 0).sum())
+        found.append(FeatureOutlook(field.name, len(field), count, shared, all_shared, mean, hashed))
     return found
 
 

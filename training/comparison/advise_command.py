@@ -16,18 +16,16 @@ from featurestore.errors import ArtifactError, SpecError
 from featurestore.options import OUTPUT_FILE, json_option, snapshot_option, store_option
 from featurestore.output import table_text, whole_file
 from featurestore.paths import AnyPath
-from featurestore.plans import TooSmall
 from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
 from training.comparison.advice import (
+    STORABLE,
     TIE,
     Advice,
     advise,
     floats_for,
-    narrower,
     needs_no_vocabulary,
     reached,
-    roomy_layout,
     spec_toml,
 )
 from training.comparison.arguments import read_budgets, read_setup, setup_options
@@ -39,7 +37,7 @@ from training.comparison.setup import Cell, CellResult, Setup, watched
 EPILOG = """\b
 Examples:
   slotstore advise --store store --budget 1MiB --output advised.toml
-  slotstore ingest data/ml-1m --store store --spec advised.toml
+  slotstore reslot --store store --spec advised.toml
   slotstore advise --store store --budget 0.1x --json
   slotstore advise --store store --target-loss 0.40
 """
@@ -63,8 +61,8 @@ def command(
     """Advise on the embedding table for a budget: which layout, how many lookups, what more bytes would buy.
 
     A few candidates are trained once each, in the set-up of `slotstore compare`, and compared on validation
-    rows. What is trained is kept with the cells of comparisons, and taken from there. The layout whose slots
-    an ingestion stores, `unified` with several lookups, becomes a spec that is ready to ingest.
+    rows. What is trained is kept with the cells of comparisons, and taken from there. The best layout whose
+    slots a store can hold, one table of narrow rows, becomes a spec, which needs no other ingestion.
     """
     if (budget is None) == (target_loss is None):
         raise SpecError("advise", ["give either --budget or --target-loss"])
@@ -77,13 +75,9 @@ def command(
         folder, spec = comparison_folder(opened, setup), opened.spec
     with held(folder, setup):
         train = functools.partial(_train, coded, setup, folder, jobs or os.cpu_count() or 1)
-        storable = None
-        if target_loss is not None:  # the layout whose curve foretold the bytes is the one to have them
-            floats, storable = floats_for(target_loss, coded, setup, train), roomy_layout(coded, setup)
-        try:
-            advice = advise(spec, coded, setup, floats, train, storable)
-        except TooSmall as error:
-            raise SpecError("--budget", [str(error)]) from error
+        if target_loss is not None:
+            floats = floats_for(target_loss, coded, setup, train)
+        advice = advise(spec, coded, setup, floats, train)
     target = None if target_loss is None else reached(advice, setup, target_loss)
     reasons = [*([str(target)] if target else []), *why(advice, setup)]
     if output:
@@ -97,8 +91,18 @@ def command(
     for reason in reasons:
         click.echo(reason)
     if output:
-        words = shlex.join(["slotstore", "ingest", "SOURCE", "--store", str(store), "--spec", str(output)])
-        click.echo(f"wrote {output}: {words}")
+        reslot = shlex.join(["slotstore", "reslot", "--store", str(store), "--spec", str(output)])
+        click.echo(f"wrote {output}. Try next:\n  {reslot}\n  {_train_words(store, setup)}")
+
+
+def _train_words(store: AnyPath, setup: Setup) -> str:
+    """Return the training that is nearest to those of the advice."""
+    settings = {
+        "store": store, "model": setup.model, "batch-size": setup.batch_size, "lr": setup.learning_rate,
+        "weight-decay": setup.weight_decay, "epochs": setup.epochs, "patience": setup.patience,
+    }  # fmt: skip
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["slotstore", "train", *words])
 
 
 def _read_budget(text: str, exact_floats: int) -> int:
@@ -131,11 +135,20 @@ def _table(advice: Advice, setup: Setup) -> str:
 
 def _features(advice: Advice) -> str:
     """Return what each feature is to expect of the advised spec, and what `mixed_dim` would give it."""
-    names = ["feature", "values", "share a slot", "share all", "floats by count", "left to hashing"]
+    names = [
+        "feature",
+        "values",
+        "lookups",
+        "share a slot",
+        "share all",
+        "floats by count",
+        "left to hashing",
+    ]
     rows = [
         (
             each.feature,
             f"{each.values:,}",
+            str(each.lookups),
             f"{each.shared:.1%}",
             f"{each.all_shared:.1%}",
             f"{each.floats:.1f}",
@@ -151,19 +164,13 @@ def why(advice: Advice, setup: Setup) -> list[str]:
     metric, best, stored = watched(setup.label), advice.best, advice.storable
     sign = 1 if setup.label.is_binary else -1
     gap = sign * (best.validation[metric] - stored.validation[metric])
-    table = advice.spec.table
     quality = f"{metric} {best.validation[metric]:.4f} on validation rows"
     level = f"the best, or within {TIE} of it and oftener the best"
     told = [f"{advice.budget:,} bytes: {best.layout}, {quality}: {level}"]
     if best.layout != stored.layout:
         side = "behind" if gap > 0 else "ahead, within the tie"
-        told.append(f"an ingestion stores {stored.layout}, {abs(gap):.4f} {side}")
-    if narrow := narrower(setup.dim, stored.layout):
-        told.append(narrow)
-    told.append(
-        f"spec: all features share {table.num_slots:,} rows of {table.dim} floats, "
-        f"{len(advice.spec.features[0].seeds)} lookups each"
-    )
+        told.append(f"a store can hold {stored.layout}, {abs(gap):.4f} {side}")
+    told.append(f"spec: all features share {advice.spec.table}; {_lookups(advice, metric)}")
     if curve := advice.curve:
         here = curve.at(stored.bytes)
         told.append(
@@ -177,6 +184,18 @@ def why(advice: Advice, setup: Setup) -> list[str]:
     )
     told.append("one training of each: differences of some thousandths may be chance")
     return told
+
+
+def _lookups(advice: Advice, metric: str) -> str:
+    """Tell the lookups of the advised spec beside those that were tried too."""
+    stored = advice.storable
+    tried = [
+        f"{each.layout} {each.validation[metric]:.4f}"
+        for each in advice.trained
+        if each.layout in STORABLE and each.budget == stored.budget
+    ]
+    columns = len(advice.spec.slot_columns)
+    return f"{columns} lookups an example, the fewest within {TIE} of the best of {' and '.join(tried)}"
 
 
 def _write(output: Path, spec: FeatureSpec, reasons: list[str]) -> None:

@@ -17,7 +17,7 @@ PAPER_LABEL = Label("rating", 4.0, (3.0,))
 
 LARGEST_SCALE = 1e6
 
-VERSION = 3
+VERSION = 4
 """To be raised with every change that gives a cell other numbers: those of an older version are not kept."""
 
 

@@ -29,7 +29,7 @@ def _snapshot_parts(store: FeatureStore) -> Iterator[Part]:
             "source": f"{manifest.source['uri']} ({manifest.source['format']})",
             "records": f"{read:,} read = {examples:,} examples + {rejects:,} rejects",
             "size": f"{stored:,} bytes; shards of examples: {len(manifest.shards['examples']):,}",
-            "table": f"{table.num_slots:,} slots x {table.dim} floats = {size:,} bytes",
+            "table": f"{table}: {size:,} bytes",
             "label": label_text(store.spec.label),
             "splits": rule_text(store.splits),
             "spec": f"{store.spec.name}, fingerprint {manifest.fingerprint}",

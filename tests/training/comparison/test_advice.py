@@ -1,5 +1,6 @@
 """Advice: curves with known answers, which candidate is chosen, a spec that can be ingested."""
 
+import dataclasses
 import json
 import tomllib
 
@@ -10,19 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import SpecError, TrainingError
-from featurestore.layouts import mixed_dims, parse_layout, unified
+from featurestore.hashing import slot
+from featurestore.layouts import mixed_dims, unified_narrow
 from featurestore.plans import Field
-from featurestore.spec import load_spec, parse_spec, shipped_specs
+from featurestore.spec import Table, load_spec, parse_spec, shipped_specs
 from featurestore.store import FeatureStore
 from training.comparison.advice import (
     advise,
     floats_for,
-    narrower,
     outlooks,
     reached,
-    roomy_layout,
     spec_toml,
-    storable_layout,
     storable_spec,
 )
 from training.comparison.advise_command import command
@@ -30,6 +29,7 @@ from training.comparison.curve import fit_curve
 from training.comparison.data import Coded, load_coded
 from training.comparison.setup import CellResult, Setup
 
+FEWER = "unified_narrow:small=2"
 SETUP = Setup(dim=6, epochs=1, batch_size=512)
 ARGUMENTS = ["--dim", "6", "--epochs", "1", "--batch-size", "512", "--jobs", "1"]
 
@@ -85,23 +85,32 @@ def test_the_best_is_chosen_and_what_is_level_with_it_by_order(coded):
     for qualities, best in (
         ({"exact_lowdim": 0.8, "mixed_dim": 0.7}, "exact_lowdim"),
         ({"unified_narrow": 0.8, "mixed_dim": 0.7985, "exact_lowdim": 0.799}, "mixed_dim"),
-        ({"unified": 0.9}, "unified"),
+        ({"unified_narrow:small=2": 0.9}, "unified_narrow:small=2"),
     ):
         advice = advise(spec, coded, SETUP, floats, trained(qualities))
         assert advice.best.layout == best
-    assert advice.storable.layout == "unified"
+
+
+@pytest.mark.parametrize(
+    ("fewer", "all_alike", "stored", "lookups"), [(0.8, 0.8015, FEWER, 2), (0.8, 0.803, "unified_narrow", 6)]
+)
+def test_small_vocabularies_get_few_lookups_unless_that_costs(coded, fewer, all_alike, stored, lookups):
+    train = trained({FEWER: fewer, "unified_narrow": all_alike})
+    advice = advise(load_spec("movielens"), coded, SETUP, coded.values, train)
+    assert advice.storable.layout == stored
+    assert {each.feature: each.lookups for each in advice.outlooks} == {
+        "user_id": 6, "movie_id": 6, "gender": lookups, "age": lookups, "occupation": lookups, "zip": 6,
+    }  # fmt: skip
+    assert {each.layout for each in advice.trained if each.budget < advice.budget} == {stored}
 
 
 def test_the_advised_spec_has_the_slots_that_were_trained(coded):
-    result = CellResult("unified:lookups=2", 0, 1200, 1200, {}, {}, 1, [], 1.0)
-    spec = storable_spec(load_spec("movielens"), result, SETUP)
-    assert (spec.table.num_slots, spec.table.dim) == (100, 3)
-    field, feature = coded.fields[0], spec.features[0]
-    plan = unified(coded.fields, 6, 300, lookups=2)
-    assert plan.num_rows == 100
-    from featurestore.hashing import slot
-
-    assert plan.slots[0][5].tolist() == [slot(field.values[5], seed, 100) for seed in feature.seeds]
+    result = CellResult(FEWER, 0, 400, 400, {}, {}, 1, [], 1.0)
+    spec = storable_spec(load_spec("movielens"), result, coded, SETUP)
+    assert spec.table == Table(100, 1, 6)
+    plan = unified_narrow(coded.fields, 6, 100, small=2)
+    for field, feature, slots in zip(coded.fields, spec.features, plan.slots, strict=True):
+        assert slots[1].tolist() == [slot(field.values[1], seed, 100) for seed in feature.seeds]
 
 
 @pytest.mark.parametrize("name", shipped_specs())
@@ -112,35 +121,6 @@ def test_a_spec_is_the_same_after_it_was_written(name):
     assert parse_spec(tomllib.loads(text), "x", "x").to_dict() == spec.to_dict()
 
 
-@pytest.mark.parametrize(
-    ("dim", "roomy", "tight"), [(30, 5, 10), (6, 1, 2), (1, 1, 1), (7, 1, 1), (384, 64, 64)]
-)
-def test_the_storable_layout_divides_the_width(dim, roomy, tight):
-    assert storable_layout(dim, 100, 100) == str(parse_layout(f"unified:lookups={roomy}"))
-    assert storable_layout(dim, 99, 100) == str(parse_layout(f"unified:lookups={tight}"))
-
-
-@pytest.mark.parametrize(
-    ("dim", "said", "near"),
-    [
-        (31, "rows are 31 floats wide, for D = 31 has no divisor near 5:", 30),
-        (769, "for D = 769 is too much for 64 lookups", 768),
-        (1200, "rows are 20 floats wide, for D = 1200 is too much for 64 lookups", 768),
-        (751, "for D = 751 has no divisor near 64:", 744),
-    ],
-)
-def test_a_width_that_no_number_divides_is_told_with_one_that_is(dim, said, near):
-    told = narrower(dim, storable_layout(dim, 1, 1))
-    assert said in told
-    assert told.endswith(f"; --dim {near} allows them")
-    assert narrower(near, storable_layout(near, 1, 1)) is None
-
-
-def test_rows_that_are_narrow_need_no_word():
-    assert narrower(30, "unified:lookups=5") is None
-    assert narrower(7, "unified") is None
-
-
 def test_whether_the_target_is_met_is_told(coded):
     floats = coded.values * 6
     advice = advise(load_spec("movielens"), coded, SETUP, floats, trained({}, loss=lambda _: 0.41))
@@ -148,14 +128,6 @@ def test_whether_the_target_is_met_is_told(coded):
     assert (met.met, met.found, met.bytes) == (True, 0.41, 4 * floats)
     assert str(met).endswith("has 0.4100: met")
     assert str(reached(advice, SETUP, 0.4)).endswith("has 0.4100: missed by 0.0100: ask for a lower one")
-
-
-def test_the_layout_that_foretold_the_bytes_gets_them(coded):
-    """Also where there is less than a float a value, for which another one would be taken."""
-    floats = coded.values // 2
-    own = advise(load_spec("movielens"), coded, SETUP, floats, trained({}))
-    foretold = advise(load_spec("movielens"), coded, SETUP, floats, trained({}), roomy_layout(coded, SETUP))
-    assert (own.storable.layout, foretold.storable.layout) == ("unified:lookups=2", "unified")
 
 
 def test_a_target_is_turned_into_bytes(coded):
@@ -182,7 +154,7 @@ def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
     assert spec.table.num_slots * spec.table.dim * 4 <= said["budget"]
     assert {each["layout"] for each in said["trained"]} >= {"mixed_dim", "unified_narrow", "exact_lowdim"}
     text = CliRunner().invoke(command, ["--store", str(tiny_store), "--budget", "0.5x", *ARGUMENTS])
-    assert f"share {spec.table.num_slots:,} rows of {spec.table.dim} floats" in text.stdout
+    assert f"share {spec.table.num_slots:,} slots x 1, read as vectors of 6; " in text.stdout
 
 
 def test_where_advice_cannot_be_written_nothing_is_trained(tiny_store, tmp_path):
@@ -219,7 +191,7 @@ def test_a_target_is_advised_on_and_told(tiny_store):
         (["--target-loss", "-1"], "expected a number above 0, got -1.0"),
         (["--target-loss", "inf"], "expected a number above 0, got inf"),
         (["--budget", "1x", "--lr", "0"], "settings: 1 problem\n  - --lr must be"),
-        (["--budget", "4"], "does not fit 4 bytes"),
+        (["--budget", "3"], "expected 4 to 1,099,511,627,776 bytes, got 3"),
     ],
 )
 def test_what_cannot_be_advised_on(tiny_store, arguments, said):
@@ -229,16 +201,17 @@ def test_what_cannot_be_advised_on(tiny_store, arguments, said):
 
 
 def test_features_are_told_what_to_expect():
-    fields = (Field("id", ("a", "b", "c"), (90, 9, 1)), Field("kind", ("x",), (100,)))
-    coded = Coded(fields, {}, {})
-    spec = storable_spec(
-        load_spec("movielens"), CellResult("unified:lookups=2", 0, 48, 48, {}, {}, 1, [], 1.0), SETUP
-    )
-    assert (spec.table.num_slots, spec.table.dim) == (4, 3)
-    one, other = outlooks(coded, spec, SETUP, 20)
-    dims = mixed_dims(fields, 6, 20)
-    assert one.floats == pytest.approx((dims[0] * [90, 9, 1]).sum() / 100)
-    assert (one.values, one.hashed, other.hashed) == (3, int((dims[0] == 0).sum()), 0)
-    # 6 other uses: (1 - 3/4**6 or 1 - 2/4**6) with chance 3/4 of two slots; of both the product
-    assert one.shared == pytest.approx(0.25 * (1 - 0.75**6) + 0.75 * (1 - 0.5**6))
-    assert one.all_shared == pytest.approx(0.25 * (1 - 0.75**6) + 0.75 * (1 - 0.75**6) ** 2)
+    many, one = Field("id", tuple(map(str, range(100))), (1,) * 100), Field("kind", ("x",), (100,))
+    coded, known = Coded((many, one), {}, {}), load_spec("movielens")
+    result = CellResult("unified_narrow:lookups=2:small=1", 0, 4000, 4000, {}, {}, 1, [], 1.0)
+    spec = storable_spec(dataclasses.replace(known, features=known.features[:2]), result, coded, SETUP)
+    large, small = outlooks(coded, spec, SETUP, 20)
+    dims = mixed_dims(coded.fields, 6, 20)[0]
+    assert (large.values, large.lookups, large.hashed) == (100, 2, int((dims == 0).sum()))
+    assert (small.values, small.lookups, small.hashed) == (1, 1, 0)
+    assert large.floats == pytest.approx(dims.mean())
+    # 201 lookups in 1,000 slots, of which 199 are not those of the value itself, and 200 not of the other's
+    missed, same = 1 - 1 / 1000, 1 / 1000
+    assert small.shared == small.all_shared == pytest.approx(1 - missed**200)
+    assert large.shared == pytest.approx(same * (1 - missed**199) + missed * (1 - (1 - 2 / 1000) ** 199))
+    assert large.all_shared == pytest.approx(same * (1 - missed**199) + missed * (1 - missed**199) ** 2)
