@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "hashing", "occupancy"},
     {"paths"},
     {"cache", "section"},
-    {"plans", "spec"},
+    {"plans", "signs", "spec"},
     {"encode", "splits", "layouts"},
     {"digest"},
     {"manifest"},
