@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
     [
         ("rating.py", ["--rows", "3k", "--seeds", "2", "--epochs", "1"], ["biased MF", "article", "dcn"]),
         ("layouts.py", ["--rows", "3k", "--rounds", "1", "--budgets", "0.2x"], ["plain", "unified_narrow"]),
+        ("narrow.py", ["--batches", "64", "--models", "fm", "--rounds", "1"], ["wide", "by value"]),
         ("pruning.py", ["--rows", "3k", "--rounds", "1", "--epochs", "1"], ["raw values", "slots"]),
     ],
 )

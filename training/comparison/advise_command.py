@@ -22,6 +22,7 @@ from training.comparison.advice import (
     STORABLE,
     TIE,
     Advice,
+    FeatureOutlook,
     advise,
     floats_for,
     needs_no_vocabulary,
@@ -171,6 +172,7 @@ def why(advice: Advice, setup: Setup) -> list[str]:
         side = "behind" if gap > 0 else "ahead, within the tie"
         told.append(f"a store can hold {stored.layout}, {abs(gap):.4f} {side}")
     told.append(f"spec: all features share {advice.spec.table}; {_lookups(advice, metric)}")
+    told.append(_apart(advice.outlooks))
     if curve := advice.curve:
         here = curve.at(stored.bytes)
         told.append(
@@ -184,6 +186,14 @@ def why(advice: Advice, setup: Setup) -> list[str]:
     )
     told.append("one training of each: differences of some thousandths may be chance")
     return told
+
+
+def _apart(outlooks: Sequence[FeatureOutlook]) -> str:
+    """Tell which features deserve rows of their own, where a vocabulary can be kept, and which hash well."""
+    whole = [each.feature for each in outlooks if not each.hashed]
+    hashed = [f"{each.hashed:,} rare values of {each.feature}" for each in outlooks if each.hashed]
+    kept = f"all values of {', '.join(whole)}" if whole else "no feature as a whole"
+    return f"with a vocabulary (mixed_dim): apart {kept}; shared {' and '.join(hashed) or 'none'}"
 
 
 def _lookups(advice: Advice, metric: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tomllib
 
 import numpy as np
@@ -155,6 +156,10 @@ def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
     assert {each["layout"] for each in said["trained"]} >= {"mixed_dim", "unified_narrow", "exact_lowdim"}
     text = CliRunner().invoke(command, ["--store", str(tiny_store), "--budget", "0.5x", *ARGUMENTS])
     assert f"share {spec.table.num_slots:,} slots x 1, read as vectors of 6; " in text.stdout
+    apart = re.search(r"\(mixed_dim\): apart all values of (.*); shared (.*)\n", text.stdout)
+    hashed = {each["feature"]: each["hashed"] for each in said["features"]}
+    assert apart[1].split(", ") == [name for name, values in hashed.items() if not values]
+    assert apart[2] == " and ".join(f"{n:,} rare values of {name}" for name, n in hashed.items() if n)
 
 
 def test_where_advice_cannot_be_written_nothing_is_trained(tiny_store, tmp_path):
