@@ -73,10 +73,13 @@ class SignedProjection(Concatenation):
         """Look up, sign, project and add the codes: (B, L) -> (B, F * D)."""
         size, vectors = len(inputs), []
         rows = embedding(inputs).view(*inputs.shape, self.dim)  # (B, L, dim)
-        for first, features, count in self._groups():
-            places = slice(first, first + features * count)
-            slots = inputs[:, places].reshape(size, features, count)
-            vectors.append(self._vectors(rows[:, places].view(size, features, count, self.dim), slots))
+        with torch.autocast(
+            inputs.device.type, enabled=False
+        ):  # rows that are concatenated keep their bits too
+            for first, features, count in self._groups():
+                places = slice(first, first + features * count)
+                slots = inputs[:, places].reshape(size, features, count)
+                vectors.append(self._vectors(rows[:, places].view(size, features, count, self.dim), slots))
         return torch.cat(vectors, 1).flatten(1)  # (B, F, D) -> (B, F * D)
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:

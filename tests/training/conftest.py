@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from featurestore.errors import TrainingError
 from featurestore.store import FeatureStore
 from training.job import train
+from training.objective import RATING
+from training.step import CompiledStep
 from training.train import TrainConfig
 from training.world import join_world
 
@@ -143,3 +146,12 @@ def run_world(tmp_path, monkeypatch):
         return results
 
     return run
+
+
+@pytest.fixture
+def needs_compiler():
+    """Skip where `torch.compile` finds none."""
+    try:
+        CompiledStep(torch.nn.Identity(), None, RATING, batch_rows=1)
+    except TrainingError as error:
+        pytest.skip(str(error))

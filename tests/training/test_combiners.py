@@ -101,7 +101,15 @@ def test_an_example_has_the_same_score_in_any_batch():
     assert torch.allclose(model(slots), alone, atol=1e-6)
 
 
-def test_compiled_it_gives_the_same():
+def test_vectors_keep_their_bits_where_the_network_computes_in_bf16():
+    """As rows do that are concatenated: what is rounded is the input of a layer, not what is added to it."""
+    combiner, table = SignedProjection([2, 2, 1, 1, 1], 2, 12), UnifiedEmbedding(500, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = combiner(table, some_slots())
+    assert torch.equal(found, combiner(table, some_slots()))
+
+
+def test_compiled_it_gives_the_same(needs_compiler):
     combiner, table = SignedProjection([2, 2, 1, 1, 1], 2, 12), UnifiedEmbedding(500, 2)
     found = torch.compile(combiner)(table, some_slots())
     assert torch.allclose(found, combiner(table, some_slots()), atol=1e-6)

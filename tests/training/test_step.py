@@ -162,14 +162,6 @@ def test_a_compiled_step_is_near_and_compiles_once(needs_compiler):
     assert close(compiled.state_dict(), eager.state_dict(), atol=1e-4)
 
 
-@pytest.fixture
-def needs_compiler():
-    try:
-        CompiledStep(fresh(), None, RATING, batch_rows=1)
-    except TrainingError as error:
-        pytest.skip(str(error))
-
-
 def test_without_a_compiler_the_compiled_step_says_so(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(TrainingError, match=r"there is no 'no-such-compiler'.*--step eager"):
