@@ -493,6 +493,8 @@ NEED_NO_VOCABULARY = frozenset(
     {"unified", "unified_narrow", "hash_embedding", "double", "robe", "hashed_net", "dhe"}
 )
 """Layouts that find a value's parameters by its hashes alone, those of values never seen as well."""
+NEED_DICTIONARY = frozenset({"exact", "exact_lowdim", "mixed_dim", "quotient_remainder", "tensor_train"})
+"""Layouts that find a value's parameters by its number, which a dictionary of all values has to tell."""
 
 
 @dataclass(frozen=True)

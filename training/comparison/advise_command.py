@@ -34,6 +34,7 @@ from training.comparison.data import Coded, load_coded
 from training.comparison.kept import comparison_folder, held
 from training.comparison.pool import run_cells
 from training.comparison.setup import Cell, CellResult, Setup, watched
+from training.comparison.verdicts import dictionary_notes
 
 EPILOG = """\b
 Examples:
@@ -173,6 +174,7 @@ def why(advice: Advice, setup: Setup) -> list[str]:
         told.append(f"a store can hold {stored.layout}, {abs(gap):.4f} {side}")
     told.append(f"spec: all features share {advice.spec.table}; {_lookups(advice, metric)}")
     told.append(_apart(advice.outlooks))
+    told += dictionary_notes([best.layout], sum(each.values for each in advice.outlooks))
     if curve := advice.curve:
         here = curve.at(stored.bytes)
         told.append(

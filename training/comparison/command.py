@@ -25,7 +25,7 @@ from training.comparison.pool import run_cells
 from training.comparison.ranking import REFERENCE, Standing, check_fair, columns, rows, standings
 from training.comparison.setup import PAPER_LABEL, Cell, CellResult, Setup
 from training.comparison.tracking import ComparisonRecorder, record_comparison
-from training.comparison.verdicts import PUBLISHED_COLUMNS, beside_published, verdicts
+from training.comparison.verdicts import PUBLISHED_COLUMNS, beside_published, dictionary_notes, verdicts
 from training.config import installed
 
 BUDGETS = "1.0x,0.5x,0.1x,0.02x"
@@ -91,7 +91,8 @@ def command(
         record = recorder.add if recorder else _leave
         explained = [cell for cell in cells if cell.seed == 0] if explain else []
         results = run_cells(cells, coded, setup, folder, jobs or os.cpu_count() or 1, record, explained)
-        notes, found = check_fair(results), standings(results, setup.label)
+        notes = [*check_fair(results), *dictionary_notes([each.layout for each in results], coded.values)]
+        found = standings(results, setup.label)
         text = _report(found, misfits, notes, setup, coded.values * setup.dim)
         if explained:
             text += f"\n{table_text(EXPLAINED_COLUMNS, explained_rows(results))}{LEGEND}"

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featurestore.layouts import NEED_NO_VOCABULARY, parse_layout
+from featurestore.layouts import NEED_DICTIONARY, NEED_NO_VOCABULARY, parse_layout
 from featurestore.plans import FLOAT_BYTES
 from featurestore.spec import Label
 from training.comparison.ranking import Standing, told_quality, welch
@@ -33,6 +33,8 @@ PUBLISHED = (
     Published("unified", 0.1, 0.8200, 0.8263),
     Published("per_feature", 0.1, 0.7707, 0.7712),
 )
+
+HASH_BYTES = 4
 
 SAME_SHARE = 0.02
 """How far a budget may be from a published one, relative to it, to be put beside it."""
@@ -82,6 +84,17 @@ def verdicts(standings: Sequence[Standing], label: Label) -> list[str]:
     for budget, group in itertools.groupby(standings, lambda each: each.budget):
         told.append(f"{budget:,} bytes: {_verdict(list(group), label)}")
     return told
+
+
+def dictionary_notes(layouts: Iterable[str], values: int) -> list[str]:
+    """Return what no budget counts, in a sentence, where a layout finds a value's floats by its number."""
+    names = dict.fromkeys(parse_layout(layout).name for layout in layouts)
+    needing = [name for name in names if name in NEED_DICTIONARY]
+    told = (
+        f"a dictionary of all {values:,} values, which no budget counts, tells where a value's floats are in "
+        f"{', '.join(needing)}: at least {values * HASH_BYTES:,} bytes, a 32-bit hash each"
+    )
+    return [told] if needing else []
 
 
 def _verdict(ranked: Sequence[Standing], label: Label) -> str:

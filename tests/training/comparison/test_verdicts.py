@@ -6,7 +6,7 @@ from featurestore.layouts import LAYOUTS
 from featurestore.spec import Label
 from training.comparison.ranking import standings
 from training.comparison.setup import PAPER_LABEL, CellResult
-from training.comparison.verdicts import PUBLISHED, beside_published, verdicts
+from training.comparison.verdicts import PUBLISHED, beside_published, dictionary_notes, verdicts
 
 
 def ranked(label=PAPER_LABEL, metric="auc", budget=4000, **values):
@@ -48,6 +48,15 @@ def test_where_hashing_loses_it_is_said_to():
         "4,000 bytes: exact is best, 0.9050; hashing is not the best choice here: "
         "of the layouts that need no vocabulary the best is unified_narrow:lookups=6, 0.0100 lower, p = 0.29"
     )
+
+
+def test_the_dictionary_that_no_budget_counts_is_told():
+    (told,) = dictionary_notes(["robe", "mixed_dim:tail=0.1", "mixed_dim", "exact"], 3504)
+    assert told == (
+        "a dictionary of all 3,504 values, which no budget counts, tells where a value's floats are in "
+        "mixed_dim, exact: at least 14,016 bytes, a 32-bit hash each"
+    )
+    assert dictionary_notes(["unified_narrow:small=2", "per_feature", "unified_small_exact"], 3504) == []
 
 
 @pytest.mark.parametrize(
