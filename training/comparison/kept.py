@@ -1,4 +1,4 @@
-"""What comparisons keep in a store: a folder for each snapshot and setup, a file for each cell."""
+"""What comparisons keep in a store: a folder for the rows and each setup, a file for each cell."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ class KeptComparison:
 
 
 def comparison_folder(store: FeatureStore, setup: Setup) -> Path:
-    """Return where the cells are kept: a folder for each snapshot and setup, so that none are mixed."""
+    """Return where the cells are kept: a folder for the rows and each setup, so that none are mixed."""
     return _folders(store) / _digest(store, dataclasses.asdict(setup))
 
 
@@ -36,14 +36,29 @@ def _folders(store: FeatureStore) -> Path:
 
 
 def _digest(store: FeatureStore, setup: Mapping[str, Any]) -> str:
-    what = {"version": VERSION, "snapshot": store.snapshot.manifest.id, **setup}
+    what = {"version": VERSION, "rows": _rows(store), **setup}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def kept_comparisons(store: FeatureStore) -> list[KeptComparison]:
-    """Return what is kept of the snapshot's comparisons, the one that was at work last first.
+def _rows(store: FeatureStore) -> dict[str, Any]:
+    """Return what the raw values of the examples follow from: slots are no part of a comparison.
 
-    A folder whose name is not the digest of its setup is of another snapshot, or of another version.
+    So a re-slotted snapshot, or another one with other slots or labels, has the cells of the first.
+    """
+    manifest = store.snapshot.manifest
+    sources = [*(entry["source"] for entry in manifest.lineage), manifest.source]
+    return {
+        "sources": [[source["format"], source["files"]] for source in sources],
+        "counts": manifest.counts,
+        "rejects": manifest.reject_sums,
+        "features": [[feature.name, feature.column] for feature in store.spec.features],
+    }
+
+
+def kept_comparisons(store: FeatureStore) -> list[KeptComparison]:
+    """Return what is kept of comparisons of the snapshot's rows, the one that was at work last first.
+
+    A folder whose name is not the digest of its setup is of other rows, or of another version.
     """
     found = []
     for path in _folders(store).glob("*/setup.json"):

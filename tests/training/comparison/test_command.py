@@ -1,5 +1,6 @@
 """`slotstore compare`: real cells on small stores; killed, gone on with, refused."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -107,6 +108,17 @@ def test_a_damaged_cell_is_trained_again(coded, tmp_path):
     (path := tmp_path / "cells" / f"{cell.name}.json").write_text('{"layout": ')
     (result,) = run_cells([cell], coded, SETUP, tmp_path, 1, lambda *_: None)
     assert json.loads(path.read_text())["test"] == result.test
+
+
+def test_cells_are_of_the_rows_and_features_and_setup(tiny_store, article_store, binary_store):
+    with contextlib.ExitStack() as stack:
+        tiny, article, binary = (
+            stack.enter_context(FeatureStore(path)) for path in (tiny_store, article_store, binary_store)
+        )
+        folders = [comparison_folder(store, SETUP).name for store in (tiny, article, binary)]
+        assert len(set(folders)) == 3  # the same files, other features
+        other = dataclasses.replace(SETUP, split_seed=1)
+        assert comparison_folder(tiny, other).name not in folders
 
 
 def test_killed_it_keeps_its_cells(tiny_store, tmp_path):

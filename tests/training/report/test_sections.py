@@ -12,6 +12,7 @@ import pytest
 from featurestore.collisions import collisions
 from featurestore.errors import NotFound
 from featurestore.hashing import slot
+from featurestore.reslot import reslot
 from featurestore.snapshot import MANIFEST, open_snapshot
 from featurestore.store import FeatureStore
 from training.checkpoint import load_checkpoint
@@ -71,7 +72,7 @@ def test_the_snapshot_is_its_manifest(store):
     facts = section.parts[0].values
     counts = store.snapshot.manifest.counts
     assert facts["records"].startswith(f"{counts['read']:,} read = {counts['examples']:,} examples + 0 ")
-    assert facts["table"] == "32,768 slots x 16 floats = 2,097,152 bytes"
+    assert facts["table"] == "32,768 slots x 16: 2,097,152 bytes"
     assert facts["splits"].startswith("time, fractions 0.8, 0.1, 0.1, boundaries ")
     assert {row[0] for row in table(section, "Files").rows} == {"ratings.dat", "users.dat", "movies.dat"}
 
@@ -201,6 +202,17 @@ def test_quality_is_that_of_the_comparisons_of_this_snapshot(store, binary_store
         assert kept_comparisons(other) == []
         (words,) = quality_section(other).parts
     assert "slotstore compare --store" in words.lines[0]
+
+
+def test_a_re_slotted_snapshot_has_the_comparisons_of_its_rows(reported, tmp_path):
+    copy = shutil.copytree(reported.store, tmp_path / "store")
+    with FeatureStore(copy) as before:
+        expected = [[each.folder, len(each.cells)] for each in kept_comparisons(before)]
+    reslot(copy, num_slots=99, lookups={"zip": 3})
+    with FeatureStore(copy) as after:
+        assert [[each.folder, len(each.cells)] for each in kept_comparisons(after)] == expected
+        assert after.spec.table.num_slots == 99
+    assert len(expected) == 2
 
 
 def test_damaged_and_foreign_files_among_kept_cells_are_passed_over(reported, tmp_path):
