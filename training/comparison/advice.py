@@ -1,6 +1,7 @@
 """Advice on a table: a few trainings at the bytes that there are, instead of every layout many times."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,26 +15,28 @@ from featurestore.layouts import NEED_NO_VOCABULARY, make_plan, mixed_dims, pars
 from featurestore.occupancy import all_shared_probability, sharing_probability
 from featurestore.plans import FLOAT_BYTES, Projected, TooSmall
 from featurestore.spec import Feature, FeatureSpec, Label, Table
-from training.comparison.curve import Curve, fit_curve
+from training.comparison.curve import LEAST_POINTS, Curve, fit_curve
 from training.comparison.data import Coded
 from training.comparison.setup import Cell, CellResult, Setup, watched
 
 Train = Callable[[Sequence[Cell]], list[CellResult]]
 """Trains cells, or takes what is kept of them."""
 
-CANDIDATES = ("mixed_dim", "unified_narrow", "exact_lowdim")
+STORABLE = "unified_narrow:small=2"
+"""The layout whose slots a store can hold. With six lookups for every feature, half as many columns more on
+ml-100k, it was better by .0006 on the mean of five budgets there, less than one set of hashes differs from
+another; other lookups by feature were no better either."""
+
+CANDIDATES = ("mixed_dim", STORABLE, "exact_lowdim")
 """The layouts that were best, or level with it, at some budget where all were compared; the oftener the
 earlier."""
 
 TIE = 0.002
 """About the deviation of an AUC over seeds on 7,000 rows. What is no further behind counts as level."""
 
-STORABLE = ("unified_narrow:small=2", "unified_narrow")
-"""Layouts whose slots a store can hold, the one with fewer columns first: with 6 lookups for every feature
-nothing was better than with 2 for small vocabularies, at any size, beyond what other hashes change."""
-
-SHARES = (1, 4, 16)
-"""The sizes at which the storable layout is trained: the budget, and these parts of it."""
+STEP = 4
+"""Between the sizes that a curve is fitted to: the budget and two more, no larger than the collision-free
+table where that is possible, and else smaller."""
 
 TARGET_SHARES = (0.01, 0.03, 0.1, 0.3)
 MOST_BEYOND = 4
@@ -44,8 +47,8 @@ MOST_BEYOND = 4
 class Advice:
     """What to do with so many bytes.
 
-    best: the candidate that validates best. storable: the best whose slots a store can hold, and ``spec``
-    the spec for it. curve: of ``storable``'s layout, None where too few sizes
+    best: the candidate that validates best. storable: the one whose slots a store can hold, and ``spec`` the
+    spec for it. curve: of ``storable``'s layout, None where too few sizes
     work. trained: all that was trained for it. outlooks: what each feature is to expect.
     """
 
@@ -71,32 +74,26 @@ class Advice:
 
 
 def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Train) -> Advice:
-    """Train the candidates once each at a budget, and the storable one at smaller sizes too.
+    """Train the candidates once each at a budget, and the storable one at two other sizes too.
 
     Args:
         spec: the store's.
         coded: the rows.
         setup: what all trainings share.
-        floats: the budget, at least 1: the storable layouts fit any.
+        floats: the budget, at least 1: the storable layout fits any.
         train: trains cells.
     """
-    order = list(dict.fromkeys([*CANDIDATES, *STORABLE]))
-    first = train(_fitting(order, coded, setup, floats))
-    stored = _best([each for each in first if each.layout in STORABLE], setup, STORABLE)
-    smaller = [
-        cell for share in SHARES[1:] for cell in _fitting([stored.layout], coded, setup, floats // share)
-    ]
-    line = [stored, *train(smaller)]
-    curve = (
-        fit_curve([each.bytes for each in line], _validated(line, setup))
-        if len(line) == len(SHARES)
-        else None
-    )
+    first = train(_fitting(CANDIDATES, coded, setup, [floats]))
+    stored = next(each for each in first if each.layout == STORABLE)
+    others = other_sizes(floats, coded.values * setup.dim)
+    line = [stored, *train(_fitting([STORABLE], coded, setup, others))]
+    enough = len({each.bytes for each in line}) >= LEAST_POINTS
+    curve = fit_curve([each.bytes for each in line], _validated(line, setup)) if enough else None
     trained = {(each.layout, each.budget): each for each in (*first, *line)}
     new = storable_spec(spec, stored, coded, setup)
     return Advice(
         budget=floats * FLOAT_BYTES,
-        best=_best(first, setup, order),
+        best=_best(first, setup),
         storable=stored,
         spec=new,
         curve=curve,
@@ -105,9 +102,16 @@ def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Tr
     )
 
 
-def _fitting(layouts: Sequence[str], coded: Coded, setup: Setup, floats: int) -> list[Cell]:
+def other_sizes(floats: int, exact_floats: int) -> list[int]:
+    """Return two more sizes to learn from, in floats: larger ones while they are no larger than the exact."""
+    larger = [size for size in (floats * STEP, floats * STEP**2) if size <= exact_floats]
+    smaller = [size for size in (floats // STEP, floats // STEP**2) if size]
+    return [*larger, *smaller][:2]
+
+
+def _fitting(layouts: Sequence[str], coded: Coded, setup: Setup, sizes: Sequence[int]) -> list[Cell]:
     cells = []
-    for layout in layouts:
+    for layout, floats in itertools.product(layouts, sizes):
         try:
             make_plan(layout, coded.fields, setup.dim, floats)
         except TooSmall:
@@ -120,17 +124,17 @@ def _validated(results: Sequence[CellResult], setup: Setup) -> list[float]:
     return [each.validation[watched(setup.label)] for each in results]
 
 
-def _best(results: Sequence[CellResult], setup: Setup, order: Sequence[str]) -> CellResult:
-    """Return the first of those that validate best, or level with it: test rows choose nothing."""
+def _best(results: Sequence[CellResult], setup: Setup) -> CellResult:
+    """Return the first candidate that validates best, or level with it: test rows choose nothing."""
     scores = _validated(results, setup)
     sign = 1 if setup.label.is_binary else -1
     top = max(sign * score for score in scores)
     level = [each for each, score in zip(results, scores, strict=True) if sign * score >= top - TIE]
-    return min(level, key=lambda each: order.index(each.layout))
+    return min(level, key=lambda each: CANDIDATES.index(each.layout))
 
 
 def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
-    """Return the floats with which a storable layout is foretold to reach a loss on validation rows.
+    """Return the floats with which `STORABLE` is foretold to reach a loss on validation rows.
 
     It is trained at `TARGET_SHARES` of the collision-free table's size.
 
@@ -138,9 +142,7 @@ def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
         TrainingError: the curve never comes so low, or fewer sizes work than a curve needs.
     """
     whole = coded.values * setup.dim
-    layout = STORABLE[0]
-    cells = [cell for share in TARGET_SHARES for cell in _fitting([layout], coded, setup, int(share * whole))]
-    found = train(cells)
+    found = train(_fitting([STORABLE], coded, setup, [int(share * whole) for share in TARGET_SHARES]))
     losses = [each.validation[loss_of(setup.label)] for each in found]
     try:
         curve = fit_curve([each.bytes for each in found], losses)
@@ -151,8 +153,8 @@ def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:
         pairs = zip(losses, found, strict=True)
         tried = ", ".join(f"{value:.4f} at {each.bytes:,} bytes" for value, each in pairs)
         raise TrainingError(
-            f"no table is foretold to reach a {loss_of(setup.label)} of {loss}: {layout} had {tried}, which "
-            f"levels off at {curve.limit:.4f}; more data or another network might"
+            f"no table is foretold to reach a {loss_of(setup.label)} of {loss}: {STORABLE} had {tried}, "
+            f"which levels off at {curve.limit:.4f}; more data or another network might"
         )
     return max(1, round(size) // FLOAT_BYTES)
 
@@ -189,7 +191,7 @@ def reached(advice: Advice, setup: Setup, wanted: float) -> Target:
 
 
 def storable_spec(spec: FeatureSpec, result: CellResult, coded: Coded, setup: Setup) -> FeatureSpec:
-    """Return a spec with the slots of a trained storable layout: the same lookups, seeds and rows."""
+    """Return a spec with the slots of a trained `unified_narrow`: the same lookups, seeds and rows."""
     plan = make_plan(result.layout, coded.fields, setup.dim, result.budget // FLOAT_BYTES)
     assert isinstance(plan, Projected)
     features = tuple(

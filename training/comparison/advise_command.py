@@ -13,13 +13,13 @@ from typing import Any
 import click
 
 from featurestore.errors import ArtifactError, SpecError
+from featurestore.layouts import SMALL_VALUES
 from featurestore.options import OUTPUT_FILE, json_option, snapshot_option, store_option
 from featurestore.output import table_text, whole_file
 from featurestore.paths import AnyPath
 from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
 from training.comparison.advice import (
-    STORABLE,
     TIE,
     Advice,
     FeatureOutlook,
@@ -172,7 +172,7 @@ def why(advice: Advice, setup: Setup) -> list[str]:
     if best.layout != stored.layout:
         side = "behind" if gap > 0 else "ahead, within the tie"
         told.append(f"a store can hold {stored.layout}, {abs(gap):.4f} {side}")
-    told.append(f"spec: all features share {advice.spec.table}; {_lookups(advice, metric)}")
+    told.append(f"spec: all features share {advice.spec.table}; {_lookups(advice)}")
     told.append(_apart(advice.outlooks))
     told += dictionary_notes([best.layout], sum(each.values for each in advice.outlooks))
     if curve := advice.curve:
@@ -198,16 +198,10 @@ def _apart(outlooks: Sequence[FeatureOutlook]) -> str:
     return f"with a vocabulary (mixed_dim): apart {kept}; shared {' and '.join(hashed) or 'none'}"
 
 
-def _lookups(advice: Advice, metric: str) -> str:
-    """Tell the lookups of the advised spec beside those that were tried too."""
-    stored = advice.storable
-    tried = [
-        f"{each.layout} {each.validation[metric]:.4f}"
-        for each in advice.trained
-        if each.layout in STORABLE and each.budget == stored.budget
-    ]
-    columns = len(advice.spec.slot_columns)
-    return f"{columns} lookups an example, the fewest within {TIE} of the best of {' and '.join(tried)}"
+def _lookups(advice: Advice) -> str:
+    counts = [each.lookups for each in advice.outlooks]
+    small = f", {min(counts)} where that has fewer than {SMALL_VALUES} values" if len(set(counts)) > 1 else ""
+    return f"{sum(counts)} lookups an example, {max(counts)} a feature{small}"
 
 
 def _write(output: Path, spec: FeatureSpec, reasons: list[str]) -> None:

@@ -18,8 +18,10 @@ from featurestore.plans import Field
 from featurestore.spec import Table, load_spec, parse_spec, shipped_specs
 from featurestore.store import FeatureStore
 from training.comparison.advice import (
+    STORABLE,
     advise,
     floats_for,
+    other_sizes,
     outlooks,
     reached,
     spec_toml,
@@ -30,7 +32,6 @@ from training.comparison.curve import fit_curve
 from training.comparison.data import Coded, load_coded
 from training.comparison.setup import CellResult, Setup
 
-FEWER = "unified_narrow:small=2"
 SETUP = Setup(dim=6, epochs=1, batch_size=512)
 ARGUMENTS = ["--dim", "6", "--epochs", "1", "--batch-size", "512", "--jobs", "1"]
 
@@ -85,28 +86,50 @@ def test_the_best_is_chosen_and_what_is_level_with_it_by_order(coded):
     spec = load_spec("movielens")
     for qualities, best in (
         ({"exact_lowdim": 0.8, "mixed_dim": 0.7}, "exact_lowdim"),
-        ({"unified_narrow": 0.8, "mixed_dim": 0.7985, "exact_lowdim": 0.799}, "mixed_dim"),
-        ({"unified_narrow:small=2": 0.9}, "unified_narrow:small=2"),
+        ({STORABLE: 0.8, "mixed_dim": 0.7985, "exact_lowdim": 0.799}, "mixed_dim"),
+        ({STORABLE: 0.8, "mixed_dim": 0.797, "exact_lowdim": 0.799}, STORABLE),
     ):
         advice = advise(spec, coded, SETUP, floats, trained(qualities))
         assert advice.best.layout == best
 
 
-@pytest.mark.parametrize(
-    ("fewer", "all_alike", "stored", "lookups"), [(0.8, 0.8015, FEWER, 2), (0.8, 0.803, "unified_narrow", 6)]
-)
-def test_small_vocabularies_get_few_lookups_unless_that_costs(coded, fewer, all_alike, stored, lookups):
-    train = trained({FEWER: fewer, "unified_narrow": all_alike})
-    advice = advise(load_spec("movielens"), coded, SETUP, coded.values, train)
-    assert advice.storable.layout == stored
+def test_small_vocabularies_get_few_lookups(coded):
+    advice = advise(load_spec("movielens"), coded, SETUP, coded.values, trained({}))
+    assert advice.storable.layout == STORABLE
     assert {each.feature: each.lookups for each in advice.outlooks} == {
-        "user_id": 6, "movie_id": 6, "gender": lookups, "age": lookups, "occupation": lookups, "zip": 6,
+        "user_id": 6, "movie_id": 6, "gender": 2, "age": 2, "occupation": 2, "zip": 6,
     }  # fmt: skip
-    assert {each.layout for each in advice.trained if each.budget < advice.budget} == {stored}
+
+
+@pytest.mark.parametrize(
+    ("floats", "exact", "others"),
+    [
+        (100, 100, [25, 6]),  # the whole of it: only smaller ones
+        (100, 400, [400, 25]),
+        (100, 1599, [400, 25]),
+        (100, 1600, [400, 1600]),  # a small part: smaller ones would say little, and take long
+        (1600, 100, [400, 100]),
+        (3, 5, []),
+        (4, 5, [1]),
+    ],
+)
+def test_a_curve_is_of_sizes_around_the_budget(floats, exact, others):
+    assert other_sizes(floats, exact) == others
+
+
+def test_a_curve_needs_three_sizes(coded):
+    floats = coded.values * 6
+    whole = advise(load_spec("movielens"), coded, SETUP, floats, trained({}))
+    sizes = sorted(each.budget // 4 for each in whole.trained if each.layout == STORABLE)
+    assert sizes == [floats // 16, floats // 4, floats]
+    assert whole.curve is not None
+    few = [Field(field.name, field.values[:1], (1,)) for field in coded.fields]
+    small = advise(load_spec("movielens"), Coded(few, {}, {}), SETUP, 3, trained({}))
+    assert small.curve is None
 
 
 def test_the_advised_spec_has_the_slots_that_were_trained(coded):
-    result = CellResult(FEWER, 0, 400, 400, {}, {}, 1, [], 1.0)
+    result = CellResult(STORABLE, 0, 400, 400, {}, {}, 1, [], 1.0)
     spec = storable_spec(load_spec("movielens"), result, coded, SETUP)
     assert spec.table == Table(100, 1, 6)
     plan = unified_narrow(coded.fields, 6, 100, small=2)
@@ -153,9 +176,9 @@ def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
     spec = load_spec(output)
     assert spec.to_dict() == said["spec"]
     assert spec.table.num_slots * spec.table.dim * 4 <= said["budget"]
-    assert {each["layout"] for each in said["trained"]} >= {"mixed_dim", "unified_narrow", "exact_lowdim"}
+    assert {each["layout"] for each in said["trained"]} == {"mixed_dim", STORABLE, "exact_lowdim"}
     text = CliRunner().invoke(command, ["--store", str(tiny_store), "--budget", "0.5x", *ARGUMENTS])
-    assert f"share {spec.table.num_slots:,} slots x 1, read as vectors of 6; " in text.stdout
+    assert f"share {spec.table}; 24 lookups an example, 6 a feature, 2 where that has fewer" in text.stdout
     apart = re.search(r"\(mixed_dim\): apart all values of (.*); shared (.*)\n", text.stdout)
     hashed = {each["feature"]: each["hashed"] for each in said["features"]}
     assert apart[1].split(", ") == [name for name, values in hashed.items() if not values]
