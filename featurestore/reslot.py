@@ -2,7 +2,7 @@
 
 The child is the snapshot that a full ingestion under its spec would have made: same rows in the same order,
 same splits, digests and id. No raw file is read. Its rejects, and the vocabularies of features whose seeds
-stay, are the parent's files, where they are; its examples are written anew, for each row has other slots.
+stay, are the parent's files, where they are. Its examples are written anew where their slots are others.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Reslotted:
     def changes(self) -> str:
         """What is another in the spec than in the parent's, for a person."""
         old, new = (one.manifest.load_spec() for one in (self.parent, self.snapshot))
-        names = ("num_slots", "dim", "width")
+        names = ("num_slots", "dim", "vector")
         changes = [(name, getattr(old.table, name), getattr(new.table, name)) for name in names]
         pairs = zip(old.features, new.features, strict=True)
         changes += [(f"lookups of {one.name}", len(one.seeds), len(other.seeds)) for one, other in pairs]
@@ -93,7 +93,7 @@ def reslot(
         snapshot_id: as `open_snapshot` takes it; the newest by default.
         num_slots: rows of the table; as they are by default.
         lookups: how many, by feature; the other features keep theirs.
-        spec: instead of these two, a spec that has another table or other seeds, and all else the same.
+        spec: instead of these two, one that has another table or other seeds, and all else the same.
         newest: whether the child becomes the newest snapshot. If not, one that is there already is taken.
         progress: follows it.
 
@@ -103,6 +103,8 @@ def reslot(
         ArtifactError: a shard is damaged, or the store cannot be written.
         StoreBusy: another process writes to the store, or has made another snapshot the newest.
     """
+    if spec is not None and (num_slots is not None or lookups):
+        raise SpecError("re-slotting", ["a spec says all of the table: give it alone"])
     started, store = time.perf_counter(), store.absolute()
     parent = open_snapshot(store, snapshot_id)
     old = parent.manifest.load_spec()
@@ -216,7 +218,7 @@ def _stage(parent: Snapshot, spec: FeatureSpec, folder: AnyPath, progress: Progr
     """Write the child's own shards and return its manifest."""
     stored = read_vocabulary(parent)
     work = _Work(parent, spec, {one.name: stored[one.name].under(one) for one in spec.features}, folder)
-    written = _write_examples(work, progress)
+    examples, sums = _examples(work, progress)
     old = parent.manifest
     slots = dict.fromkeys(spec.slot_columns, "int32")
     return dataclasses.replace(
@@ -226,14 +228,27 @@ def _stage(parent: Snapshot, spec: FeatureSpec, folder: AnyPath, progress: Progr
         spec=spec.to_dict(),
         columns={name: old.columns[name] for name in work.raw_columns} | slots,
         shards={
-            "examples": [one.shard for one in written],
+            "examples": examples,
             "vocabulary": _vocabulary(work),
             "rejects": [shard.seen_from_child(old.id) for shard in old.shards["rejects"]],
         },
         versions={**old.versions, **{name: importlib.metadata.version(name) for name in PACKAGES}},
-        sums=functools.reduce(add_sums, (one.sums for one in written), (0, 0)),
+        sums=sums,
         parent=old.id,
     )
+
+
+def _examples(work: _Work, progress: Progress | None) -> tuple[list[Shard], Sums]:
+    """Return the shards of the examples and the sums of their rows: the parent's where all slots stay."""
+    old = work.parent.manifest
+    if _slots(old.load_spec()) == _slots(work.spec):
+        return [shard.seen_from_child(old.id) for shard in old.shards["examples"]], old.sums
+    written = _write_examples(work, progress)
+    return [one.shard for one in written], functools.reduce(add_sums, (one.sums for one in written), (0, 0))
+
+
+def _slots(spec: FeatureSpec) -> tuple[object, ...]:
+    return (spec.table.num_slots, *((feature.name, feature.seeds) for feature in spec.features))
 
 
 def _write_examples(work: _Work, progress: Progress | None) -> list[_Written]:

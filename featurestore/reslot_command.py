@@ -28,7 +28,9 @@ Examples:
 @click.option("--num-slots", type=int, metavar="N", help="Rows of the table. Default: as many as it has.")
 @lookups_option
 @click.option(
-    "--spec", metavar="NAME|FILE", help="Instead: a spec with another table or other lookups, else the same."
+    "--spec",
+    metavar="NAME|FILE",
+    help="Instead: a spec with another table or lookups, else the same; or a manifest.json.",
 )
 @click.option(
     "--latest/--no-latest",
@@ -88,7 +90,7 @@ def summary(result: Reslotted) -> dict[str, object]:
         "fingerprint": manifest.fingerprint,
         "num_slots": spec.table.num_slots,
         "dim": spec.table.dim,
-        "width": spec.table.width,
+        "vector": spec.table.vector,
         "lookups": {feature.name: len(feature.seeds) for feature in spec.features},
         **manifest.counts,
         "seconds": round(result.seconds, 3),
@@ -103,7 +105,7 @@ def summary_text(result: Reslotted, store: AnyPath) -> str:
     facts, name, newest = summary(result), result.snapshot.manifest.id, latest(store)
     told = f"snapshot  {name} in {store}"
     if result.snapshot is result.parent:
-        return f"{told} has {facts['num_slots']:,} slots and these lookups already: nothing to do"
+        return f"{told} has this table and these lookups already: nothing to do"
     if not result.made:
         return f"{told} was made of {facts['parent']} before: nothing to do"
     lines = [

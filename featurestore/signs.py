@@ -1,4 +1,4 @@
-"""Signs that a value has by its slots alone, for tables whose rows are narrow: see `Table.width`.
+"""Signs that a value has by its slots alone, for tables whose rows are narrow: see `Table.vector`.
 
 Values that share a row must not pull it the same way, or it comes to the mean of what they want. In a count
 sketch (M. Charikar, K. Chen, M. Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002) each
@@ -26,7 +26,9 @@ STEP = 0x9E3779B9
 def multipliers(lookups: int) -> npt.NDArray[np.uint64]:
     """Return an odd number for each lookup, uint64 (k,): 2 h + 1, h the xxh64 of its number as text."""
     hashes = [xxhash.xxh64_intdigest(str(lookup).encode()) for lookup in range(lookups)]
-    return np.array(hashes, np.uint64) * np.uint64(2) + np.uint64(1)
+    factors = np.array(hashes, np.uint64) * np.uint64(2) + np.uint64(1)
+    factors.flags.writeable = False  # all who ask get the same one
+    return factors
 
 
 def slot_signs(slots: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.float32]:
@@ -69,5 +71,6 @@ def projection_signs(inputs: int, dim: int) -> npt.NDArray[np.float32]:
     """
     places = pa.array([f"{place}/{column}" for place in range(inputs) for column in range(dim)])
     (hashes,) = hash_values(places, [default_seed("projection", 0)])
-    bits: npt.NDArray[np.float32] = (hashes & 1).astype(np.float32)
-    return 1 - 2 * bits.reshape(inputs, dim)
+    signs: npt.NDArray[np.float32] = 1 - 2 * (hashes & 1).astype(np.float32).reshape(inputs, dim)
+    signs.flags.writeable = False
+    return signs

@@ -105,15 +105,10 @@ class Snapshot:
         return f"Ingest the source again to mend it: {first}{again}."
 
     def _reslot_command(self) -> str:
-        manifest, spec = self.manifest, self.manifest.load_spec()
-        lookups = [  # a vocabulary that is not the parent's has other hashes
-            f" --lookups {feature.name}={len(feature.seeds)}"
-            for feature, shard in zip(spec.features, manifest.shards["vocabulary"], strict=False)
-            if not shard.is_inherited
-        ]
+        store = self.folder.parent.parent
         return (
-            f"slotstore reslot --store {typed(self.folder.parent.parent)} --snapshot {manifest.parent} "
-            f"--num-slots {spec.table.num_slots}{''.join(lookups)}"
+            f"slotstore reslot --store {typed(store)} --snapshot {self.manifest.parent} "
+            f"--spec {typed(self.folder / MANIFEST)}"
         )
 
 

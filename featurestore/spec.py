@@ -5,7 +5,7 @@
     [table]
     num_slots = 1000        # rows of the shared table, 1..2**31-1
     dim = 10                # floats a row
-    width = 30              # optional, for narrow rows: floats of the vector that a feature's rows make
+    vector = 30             # optional, for narrow rows: floats of the vector that a feature's rows make
 
     [[features]]
     name = "user_id"        # slot columns are user_id_slot_0, user_id_slot_1, ...
@@ -31,11 +31,12 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from featurestore.errors import SpecError, did_you_mean
 from featurestore.hashing import MAX_SEED, MAX_SLOTS, default_seed
+from featurestore.paths import AnyPath, as_path
 from featurestore.section import Section, as_integer, as_number, as_unix_seconds
 
 SPECS = Path(__file__).parent / "specs"
@@ -57,7 +58,7 @@ _USED_BY = {
     "files": (*SPLITS, "validation_fraction", "seed"),
 }
 """The keys of a split that a split of each kind uses."""
-_LATER = {"table": ("width",), "label": ("drop",), "split": (*SPLITS, "validation_fraction")}
+_LATER = {"table": ("vector",), "label": ("drop",), "split": (*SPLITS, "validation_fraction")}
 """Keys that a canonical form has only where they are used."""
 
 
@@ -65,16 +66,16 @@ _LATER = {"table": ("width",), "label": ("drop",), "split": (*SPLITS, "validatio
 class Table:
     """The shared embedding table: ``num_slots`` rows of ``dim`` floats.
 
-    A model concatenates the rows of a feature's lookups or, where there is a ``width``, makes one vector of
-    so many floats of them, by signs and a projection that cost nothing: see `training.combiners`.
+    A model concatenates the rows of a feature's lookups or, where ``vector`` is given, makes one vector of so
+    many floats of them, by signs and a projection that cost nothing: see `training.combiners`.
     """
 
     num_slots: int
     dim: int
-    width: int | None = None
+    vector: int | None = None
 
     def __str__(self) -> str:
-        read = "" if self.width is None else f", read as vectors of {self.width}"
+        read = "" if self.vector is None else f", read as vectors of {self.vector}"
         return f"{self.num_slots:,} slots x {self.dim}{read}"
 
 
@@ -162,7 +163,7 @@ class FeatureSpec:
 
     @property
     def slot_columns(self) -> tuple[str, ...]:
-        """All slot columns, in the order in which a model concatenates their rows."""
+        """All slot columns, in the order in which a model reads them."""
         return tuple(column for feature in self.features for column in feature.slot_columns)
 
     def feature(self, name: str) -> Feature:
@@ -247,23 +248,27 @@ def _unknown_feature(name: str, known: Iterable[str]) -> str:
     return f"no feature {name!r}{hint}" + ("" if listed in hint else f", the spec has {listed}")
 
 
-def load_spec(name_or_path: str | Path) -> FeatureSpec:
-    """Load a shipped spec by its name, or one from a TOML file.
+def load_spec(name_or_path: str | AnyPath) -> FeatureSpec:
+    """Load a shipped spec by its name, or one from a TOML file or from the manifest of a snapshot.
 
     Raises:
         SpecError: with every problem of the file, or the known names where there is no such file.
     """
     name = str(name_or_path)
-    path = SPECS / f"{name}.toml" if name in shipped_specs() else Path(name_or_path)
+    path = SPECS / f"{name}.toml" if name in shipped_specs() else as_path(name_or_path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)["spec"] if name.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         hint = did_you_mean(str(name_or_path), shipped_specs())
         message = f"neither a shipped spec nor a readable file{hint}: {error.strerror}"
         raise SpecError(f"spec {str(name_or_path)!r}", [message]) from error
     except (ValueError, RecursionError) as error:  # also of numbers too long and lists too deep
-        raise SpecError(f"spec {path}", [f"not TOML: {error}"]) from error
-    return parse_spec(data, name=path.stem, where=f"spec {path.name}")
+        kind = "JSON" if name.endswith(".json") else "TOML"
+        raise SpecError(f"spec {path}", [f"not {kind}: {error}"]) from error
+    except (LookupError, TypeError) as error:
+        raise SpecError(f"spec {path}", ["not the manifest of a snapshot: it has no spec"]) from error
+    return parse_spec(data, name=PurePosixPath(name).stem, where=f"spec {path.name}")
 
 
 def shipped_specs() -> list[str]:
@@ -288,9 +293,9 @@ def parse_spec(data: Mapping[str, Any], name: str, where: str) -> FeatureSpec:
 
 
 def _table(section: Section) -> Table:
-    section.only("num_slots", "dim", "width")
-    width = section.integer("width", 1, MAX_DIM) if section.data.get("width") is not None else None
-    return Table(section.integer("num_slots", 1, MAX_SLOTS), section.integer("dim", 1, MAX_DIM), width)
+    section.only("num_slots", "dim", "vector")
+    vector = section.integer("vector", 1, MAX_DIM) if section.data.get("vector") is not None else None
+    return Table(section.integer("num_slots", 1, MAX_SLOTS), section.integer("dim", 1, MAX_DIM), vector)
 
 
 def _feature(section: Section) -> Feature:

@@ -61,7 +61,7 @@ def build_model(
 ) -> Network:
     """Build a network with its default sizes over the shared table.
 
-    Each lookup is a field or, where the table's rows make vectors of a ``width``, each feature.
+    Each lookup is a field or, where its rows make a ``vector``, each feature.
 
     The table is small at first, so that rows nobody trained, those of unseen values, add little noise. On
     ml-100k split by time, most of whose later users are new, the best validation RMSE of six epochs of the
@@ -70,7 +70,7 @@ def build_model(
 
     Args:
         name: one of `MODELS`.
-        spec: says the table's rows, its dim and width, and the number of lookups.
+        spec: says the table's rows, its dim and vector, and the number of lookups.
         bias: the score where nothing else is known.
         table: makes the table from its rows, its dim and the deviation of its initial weights.
 
@@ -79,11 +79,11 @@ def build_model(
     """
     _network(name)  # before a table is made, which may be large
     embedding = table(spec.table.num_slots, spec.table.dim, TABLE_STD)
-    if spec.table.width is None:
+    if spec.table.vector is None:
         return build_network(name, embedding, len(spec.slot_columns), spec.table.dim, bias)
-    network = build_network(name, embedding, len(spec.features), spec.table.width, bias)
+    network = build_network(name, embedding, len(spec.features), spec.table.vector, bias)
     lookups = [len(feature.seeds) for feature in spec.features]
-    network.combiner = SignedProjection(lookups, spec.table.dim, spec.table.width)
+    network.combiner = SignedProjection(lookups, spec.table.dim, spec.table.vector)
     return network
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from training.combiners import Concatenation
+from training.combiners import Combiner, Concatenation
 from training.embeddings import SlotEmbedding
 
 
@@ -35,7 +35,7 @@ class Network(nn.Module):
         if fields < 1 or dim < 1:
             raise ValueError(f"a network needs at least one field and one dim, got {fields} and {dim}")
         self.embedding = embedding
-        self.combiner = Concatenation()
+        self.combiner: Combiner = Concatenation()
         self.fields, self.dim, self.width = fields, dim, fields * dim
 
     def embed(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class Network(nn.Module):
 
     def project(self, inputs: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
         """Return ``layer(self.embed(inputs))``, (B, H), by the embedding's own road where there is one."""
-        if type(self.combiner) is Concatenation and isinstance(self.embedding, SlotEmbedding):
+        if self.combiner.keeps_rows and isinstance(self.embedding, SlotEmbedding):
             return self.embedding.project(inputs, layer)
         projected: torch.Tensor = layer(self.embed(inputs))
         return projected

@@ -62,7 +62,7 @@ class FM(Network):
     the part of the linear layer's weight that meets field l, a_l, gives w_i = <a_l, v_i>. That is a linear
     model over the embedding; a vector of D floats has to serve w_i and the pairs. w_0 is the layer's bias.
 
-    Each lookup is a field of its own, so that two lookups of one feature are a pair as well.
+    Where rows are concatenated each lookup is a field, so that two lookups of one feature are a pair as well.
 
     Args:
         embedding, fields, dim: as in `Network`.

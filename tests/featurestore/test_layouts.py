@@ -110,6 +110,12 @@ def test_narrow_rows_cost_no_floats_but_the_table_and_learned_projections():
     assert all(np.allclose(each, projection_signs(6, 6) / 6**0.5) for each in plan.projections)
     assert [each.shape for each in plan.codes] == [(3, 6), (10, 6)]
     assert unified_narrow(FIELDS, 6, 100, code=0).codes is None
+    wide = unified_narrow(FIELDS, 2, 100, lookups=5, small=4)  # more lookups than columns
+    assert [each.shape for each in wide.signs] == [(3, 4), (10, 4)]
+    assert [each.shape for each in wide.projections] == [(4, 2), (4, 2)]
+    assert wide.signs[1].tolist() == slot_signs(wide.slots[1], 4).tolist()
+    small = unified_narrow(FIELDS, 6, 100, lookups=3, small=2, learned=True)
+    assert (small.num_rows, small.floats) == (76, 100)  # 100 - 2 * 2 * 6
     learned = unified_narrow(FIELDS, 6, 100, width=2, lookups=3, learned=True)
     assert (learned.num_rows, learned.floats) == (14, 100)  # 100 - 2 * 3 * 2 * 6 = 28
     with pytest.raises(TooSmall, match="296 bytes"):

@@ -137,7 +137,7 @@ def test_a_child_is_the_snapshot_of_a_full_ingestion(
 
 
 def test_a_child_by_a_spec_is_the_snapshot_of_a_full_ingestion(tiny_store, synthetic_source, tmp_path):
-    """Another table with a width, other lookups, and seeds that no name gives."""
+    """Another table with vectors, other lookups, and seeds that no name gives."""
     store = copy(tiny_store, tmp_path / "store")
     old = open_snapshot(store).manifest.load_spec()
     features = [dataclasses.replace(old.features[0], seeds=(7, 8, 9)), old.features[1].with_lookups(6)]
@@ -148,7 +148,7 @@ def test_a_child_by_a_spec_is_the_snapshot_of_a_full_ingestion(tiny_store, synth
     assert facts(done.snapshot) == facts(whole)
     assert done.snapshot.manifest.load_spec() == spec
     assert done.changes == (
-        "num_slots 32,768 -> 5,000, dim 16 -> 1, width none -> 30, lookups of user_id 2 -> 3, "
+        "num_slots 32,768 -> 5,000, dim 16 -> 1, vector none -> 30, lookups of user_id 2 -> 3, "
         "lookups of movie_id 2 -> 6"
     )
     assert not reslot(store, spec=dataclasses.replace(spec, name="same")).made
@@ -157,14 +157,34 @@ def test_a_child_by_a_spec_is_the_snapshot_of_a_full_ingestion(tiny_store, synth
     assert reslot(store, spec=others, newest=False).changes == "other seeds"
 
 
+def test_where_slots_stay_their_shards_stay(tiny_store, synthetic_source, tmp_path):
+    """Another dim, or vectors: not a byte of the examples is another."""
+    store = copy(tiny_store, tmp_path / "store")
+    old = open_snapshot(store).manifest.load_spec()
+    spec = dataclasses.replace(old, table=Table(old.table.num_slots, 4, 9))
+    child = reslot(store, spec=spec).snapshot
+    assert facts(child) == facts(ingest_with(spec, synthetic_source, tmp_path / "whole", shard_bytes=100_000))
+    assert all(shard.is_inherited for shards in child.manifest.shards.values() for shard in shards)
+    assert child.problems(deep=True) == []
+    with FeatureStore(store) as opened:
+        assert opened.sql("SELECT count(*) AS n FROM examples")["n"].to_pylist() == [
+            child.manifest.counts["examples"]
+        ]
+
+
+def test_a_spec_says_all_of_the_table(tiny_store):
+    with pytest.raises(SpecError, match="a spec says all of the table: give it alone"):
+        reslot(tiny_store, num_slots=5, spec=load_spec("movielens"))
+
+
 def test_the_command_takes_a_spec(tiny_store, tmp_path, capsys):
     store, file = copy(tiny_store, tmp_path / "store"), tmp_path / "narrow.toml"
     text = (SPECS / "movielens.toml").read_text()
-    file.write_text(text.replace("num_slots = 32768\ndim = 16", "num_slots = 777\ndim = 2\nwidth = 12"))
+    file.write_text(text.replace("num_slots = 32768\ndim = 16", "num_slots = 777\ndim = 2\nvector = 12"))
     status, out, err = run(capsys, "--store", store, "--spec", file, "--json")
     assert status == 0, err
     told = json.loads(out)
-    assert (told["num_slots"], told["dim"], told["width"]) == (777, 2, 12)
+    assert (told["num_slots"], told["dim"], told["vector"]) == (777, 2, 12)
     assert told["newest"] == told["snapshot"] == open_snapshot(store).manifest.id
 
 
@@ -344,14 +364,17 @@ def test_the_size_that_it_has_is_nothing_to_do(store, capsys):
     before = sorted(store.rglob("*"))
     status, out, _ = run(capsys, "--store", store, "--num-slots", 97, "--lookups", "user_id=2")
     assert status == 0
-    assert (
-        f"snapshot  {latest(store)} in {store} has 97 slots and these lookups already: nothing to do" in out
-    )
+    assert f"snapshot  {latest(store)} in {store} has this table and these lookups already: nothing" in out
     assert sorted(store.rglob("*")) == before
 
 
-def test_a_damaged_child_says_what_makes_it_again(store, capsys):
-    done = reslot(store, num_slots=50, lookups={"movie_id": 1})
+@pytest.mark.parametrize("by_spec", [False, True])
+def test_a_damaged_child_says_what_makes_it_again(store, capsys, by_spec):
+    """Also where it has seeds that no name gives, and another dim."""
+    old = open_snapshot(store).manifest.load_spec()
+    first = dataclasses.replace(old.features[0], seeds=(7, 8))
+    spec = dataclasses.replace(old, table=Table(50, 1, 12), features=(first, *old.features[1:]))
+    done = reslot(store, spec=spec) if by_spec else reslot(store, num_slots=50, lookups={"movie_id": 1})
     path = done.snapshot.files("examples")[1]
     path.write_bytes(bytes(path.stat().st_size))
     parent = done.parent.manifest.id
@@ -400,6 +423,7 @@ def test_a_diff_says_that_the_size_changed_and_no_row(store):
         (["--num-slots", "many"], 2, "'many' is not a valid integer"),
         ([], 2, "nothing to change: give --num-slots N, --lookups FEATURE=NUMBER or both, or --spec FILE"),
         (["--spec", "paper", "--num-slots", "9"], 2, "--spec says all of the table: give it, or --num-slots"),
+        (["--spec", "paper", "--lookups", "zip=2"], 2, "--spec says all of the table: give it, or --num"),
         (["--spec", "papers"], 2, "neither a shipped spec nor a readable file (did you mean 'paper'?)"),
         (["--lookups", "user=2"], 2, "no feature 'user' (did you mean 'user_id'?), the spec has user_id, "),
         (["--lookups", "xyz=2"], 2, "no feature 'xyz' (known: user_id, movie_id)"),

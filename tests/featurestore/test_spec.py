@@ -149,7 +149,7 @@ def test_not_toml(tmp_path, content):
         load_spec(path)
 
 
-def test_a_width_is_said_and_kept_and_its_absence_leaves_fingerprints_alone():
+def test_a_vector_is_said_and_kept_and_its_absence_leaves_fingerprints_alone():
     plain, wide = (
         parse_spec(minimal(table={"num_slots": 9, "dim": 1, **more}), "x", "x") for more in ({}, WIDE)
     )
@@ -161,14 +161,27 @@ def test_a_width_is_said_and_kept_and_its_absence_leaves_fingerprints_alone():
     assert str(wide.table) == "9 slots x 1, read as vectors of 30"
 
 
-WIDE = {"width": 30}
+WIDE = {"vector": 30}
 
 
-@pytest.mark.parametrize("width", [0, -1, 65_537, 1.5, "wide", True])
-def test_a_width_that_cannot_be(width):
-    assert problems(minimal(table={"num_slots": 9, "dim": 1, "width": width})) == [
-        f"table.width must be a whole number in 1..65536, got {width!r}"
+@pytest.mark.parametrize("vector", [0, -1, 65_537, 1.5, "wide", True])
+def test_a_vector_that_cannot_be(vector):
+    assert problems(minimal(table={"num_slots": 9, "dim": 1, "vector": vector})) == [
+        f"table.vector must be a whole number in 1..65536, got {vector!r}"
     ]
+
+
+def test_the_spec_of_a_snapshot_is_read_from_its_manifest(tmp_path):
+    path, spec = tmp_path / "manifest.json", load_spec("paper")
+    path.write_text(json.dumps({"id": "x", "spec": spec.to_dict()}))
+    assert load_spec(path) == spec
+    for content in ("{}", "[]", "7"):
+        path.write_text(content)
+        with pytest.raises(SpecError, match="not the manifest of a snapshot: it has no spec"):
+            load_spec(path)
+    path.write_text("{")
+    with pytest.raises(SpecError, match="not JSON"):
+        load_spec(path)
 
 
 # Problems

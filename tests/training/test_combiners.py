@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,6 +19,10 @@ from training.embeddings import UnifiedEmbedding
 from training.layout_embeddings import embed
 from training.models import MODELS, build_model
 
+KNOWN = [
+    [9.182387, -9.202388, -14.839242, 4.99, -4.99, -4.99],
+    [14.839242, -14.839242, 9.202388, 0.01, 0.01, 0.01],
+]
 NARROW = dataclasses.replace(load_spec("article"), table=Table(500, 2, 12))  # lookups 2, 2, 1, 1, 1
 
 
@@ -50,17 +54,73 @@ def test_a_vector_by_hand():
     assert vector == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_a_spec_with_a_width_trains_the_layout_that_was_compared():
-    """Same table, same values: `unified_narrow` of a comparison gives what the slots of a store do."""
-    fields = [Field("user_id", tuple(map(str, range(40)))), Field("zip", ("a", "b", "c"))]
-    plan = unified_narrow(fields, 12, 31, lookups=4, code=CODE)
+def test_known_vectors():
+    """A model trained with them must find them again: signs, projection and code never change."""
+    table = UnifiedEmbedding(20, 1)
+    table.weight.data = torch.arange(20.0)[:, None]
+    combiner = SignedProjection([2, 1], 1, 3)
+    found = combiner(table, torch.tensor([[17, 4, 5], [4, 17, 0]]))
+    assert found.tolist() == pytest.approx(KNOWN, rel=1e-5)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None)
+def test_any_lookups_by_feature(lookups, dim, vector, seed):
+    """Feature by feature, in plain numpy."""
+    rng = np.random.default_rng(seed)
+    slots = rng.integers(0, 50, (4, sum(lookups)), dtype=np.int32)
+    table = UnifiedEmbedding(50, dim)
+    weight, parts = table.weight.detach().numpy(), []
+    for own in np.split(slots, np.cumsum(lookups)[:-1], 1):
+        count = own.shape[1]
+        sign = signs.slot_signs(own, max(count, vector))
+        rows = (sign[:, :count, None] * weight[own]).reshape(4, -1)
+        projected = rows @ signs.projection_signs(count * dim, vector) / np.sqrt(count * dim)
+        parts.append(projected + CODE * sign[:, :vector])
+    found = SignedProjection(lookups, dim, vector)(table, torch.from_numpy(slots)).detach().numpy()
+    np.testing.assert_allclose(found, np.concatenate(parts, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("small", [4, 2])
+def test_a_spec_with_vectors_trains_the_layout_that_was_compared(small):
+    """Same table, same values, same code: `unified_narrow` of a comparison gives what a store's slots do."""
+    fields = [Field("user_id", tuple(map(str, range(100)))), Field("zip", ("a", "b", "c"))]
+    plan = unified_narrow(fields, 12, 31, lookups=4, small=small, code=CODE)
     compared = embed(plan)
     table = UnifiedEmbedding(31, 1)
     table.weight = compared.table
-    codes = torch.tensor([[3, 2], [39, 0], [0, 0]])
+    codes = torch.tensor([[3, 2], [99, 0], [0, 0]])
     slots = np.concatenate([plan.slots[0][codes[:, 0]], plan.slots[1][codes[:, 1]]], 1)
-    served = SignedProjection([4, 4], 1, 12)(table, torch.from_numpy(slots))
+    served = SignedProjection([4, small], 1, 12)(table, torch.from_numpy(slots))
     assert torch.allclose(served, compared(codes), atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 6), (8,), (8, 7, 1)])
+def test_slots_of_another_number_are_refused(shape):
+    model = build_model("dcn", NARROW)
+    with pytest.raises(ValueError, match=r"slots must be \(B, 7\), those of lookups \(2, 2, 1, 1, 1\), got"):
+        model(torch.zeros(shape, dtype=torch.int32))
+
+
+def test_a_model_of_another_precision():
+    model = build_model("article", NARROW)
+    assert torch.allclose(model(some_slots()).double(), model.double()(some_slots()), atol=1e-5)
+
+
+def test_rows_that_stay_as_they_are_take_the_embeddings_own_road(monkeypatch):
+    """The article's first layer; vectors never take it."""
+    taken = []
+    road = UnifiedEmbedding.project
+    monkeypatch.setattr(UnifiedEmbedding, "project", lambda *args: taken.append(1) or road(*args))
+    build_model("article", load_spec("article"))(some_slots())
+    assert len(taken) == 1
+    build_model("article", NARROW)(some_slots())
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,7 +136,7 @@ def test_every_network_takes_it_and_every_parameter_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_without_a_width_rows_are_concatenated(name):
+def test_without_vectors_rows_are_concatenated(name):
     model = build_model(name, load_spec("article"))
     assert type(model.combiner) is Concatenation
     assert (model.fields, model.dim) == (7, 10)
@@ -88,7 +148,7 @@ def test_it_has_no_parameters_and_nothing_of_it_is_in_a_checkpoint():
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
 
 
-def test_slots_of_either_width_and_of_no_example():
+def test_slots_of_either_type_and_of_no_example():
     model = build_model("dcn", NARROW)
     assert torch.equal(model(some_slots()), model(some_slots().int()))
     assert model(some_slots(0)).shape == (0,)
