@@ -21,6 +21,7 @@ from featurestore.collisions import Shape, shapes, sharing_chances
 from featurestore.database import parquet
 from featurestore.hashing import MAX_SLOTS
 from featurestore.occupancy import slots_for
+from featurestore.spec import FeatureSpec
 from featurestore.store import FeatureStore
 
 SHOWN = 5
@@ -168,11 +169,20 @@ def expected_shares(known: Mapping[str, Shape], num_slots: int) -> tuple[float, 
     )
 
 
+def _are_read_alike(old: FeatureSpec, new: FeatureSpec) -> bool:
+    """Return whether a shared slot costs the same: rows alike, and lookups of the features that both have."""
+    before, after = ({one.name: len(one.seeds) for one in spec.features} for spec in (old, new))
+    rows = ((spec.table.dim, spec.table.vector) for spec in (old, new))
+    return len(set(rows)) == 1 and all(before[name] == after[name] for name in before.keys() & after.keys())
+
+
 def _advice(old: FeatureStore, new: FeatureStore) -> tuple[int | None, str]:
     before, after = shapes(old), shapes(new)
     had, has = old.spec.table.num_slots, new.spec.table.num_slots
     was, now = expected_shares(before, had)[0], expected_shares(after, has)[0]
     told = f"values expected to share a slot: {was:.1%} of all with {had:,} slots, now {now:.1%} with {has:,}"
+    if not _are_read_alike(old.spec, new.spec):
+        return None, f"{told}. Lookups or rows are others, which that does not tell: `slotstore advise` does."
     if now - was <= RISE:
         return None, f"{told}. No need to re-size."
     enough = slots_for(lambda slots: expected_shares(after, slots)[0], was, MAX_SLOTS)

@@ -156,6 +156,24 @@ def test_each_table_is_tried_on_both(tmp_path, publish, make_spec):
     assert backwards.resize == 5_000
 
 
+@pytest.mark.parametrize("change", ["vector", "dim", "lookups"])
+def test_rows_that_are_read_otherwise_are_not_told_to_be_re_sized(tmp_path, publish, make_spec, change):
+    """Of several narrow rows a value may share each with another one, and be told apart by the rest."""
+    made, table = make_spec(), Table(50, 1, 30) if change == "vector" else Table(50, 9)
+    if change == "lookups":
+        first = made.features[0].with_lookups(6)
+        made, table = dataclasses.replace(made, features=(first, *made.features[1:])), Table(50, 4)
+    specs = [dataclasses.replace(make_spec(), table=Table(5_000, 4)), dataclasses.replace(made, table=table)]
+    ids = [publish(tmp_path, ratings(OLD), spec).manifest.id for spec in specs]
+    with FeatureStore(tmp_path, ids[0]) as old, FeatureStore(tmp_path, ids[1]) as new:
+        found = drift(old, new)
+    assert found.resize is None
+    assert "with 5,000 slots, now " in found.advice
+    assert found.advice.endswith(
+        "Lookups or rows are others, which that does not tell: `slotstore advise` does."
+    )
+
+
 def test_when_to_re_size():
     """The share may rise by RISE before it is said."""
     base = {"a": Shape(1_000, 5_000, 1)}

@@ -103,7 +103,9 @@ def test_narrow_rows_are_trained_resumed_predicted_with_and_pruned(config, store
     assert 1 < predicted < 5
     with FeatureStore(store) as opened:
         checkpoint, pruned = load_checkpoint(whole.checkpoint), tmp_path / "pruned.pt"
-        prune_table(opened, checkpoint, whole.checkpoint, pruned)
+        parts = {each.part: each for each in prune_table(opened, checkpoint, whole.checkpoint, pruned).bytes}
+        assert parts["remap"].memory[0] == 0  # what signs and projects is no part of it
+        assert parts["network"].memory[0] == parts["network"].memory[1] > parts["network"].file[0]
         raw = opened.sql(f"SELECT {', '.join(predictor.columns)} FROM test")
         assert measure_utilization(opened, checkpoint, whole.checkpoint).num_rows == 3000
     assert Predictor.load(pruned).predict(raw).tolist() == predictor.predict(raw).tolist()

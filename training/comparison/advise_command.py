@@ -93,12 +93,13 @@ def command(
     for reason in reasons:
         click.echo(reason)
     if output:
-        reslot = shlex.join(["slotstore", "reslot", "--store", str(store), "--spec", str(output)])
+        where = ["--store", str(store), *(["--snapshot", snapshot_id] if snapshot_id else [])]
+        reslot = shlex.join(["slotstore", "reslot", *where, "--spec", str(output)])
         click.echo(f"wrote {output}. Try next:\n  {reslot}\n  {_train_words(store, setup)}")
 
 
 def _train_words(store: AnyPath, setup: Setup) -> str:
-    """Return the training that is nearest to those of the advice."""
+    """Return the training that is nearest to those of the advice: it has the network's default sizes."""
     settings = {
         "store": store, "model": setup.model, "batch-size": setup.batch_size, "lr": setup.learning_rate,
         "weight-decay": setup.weight_decay, "epochs": setup.epochs, "patience": setup.patience,

@@ -269,13 +269,15 @@ def _bytes(
         whole - table - remap for whole, table, remap in zip(tensors, tables, remaps, strict=True)
     )
     optimizer = _pair(_size(each.optimizer) for each in both)
+    remap = _pair(sum(map(_size, model.embedding.buffers())) for model in models)
     buffers = _pair(sum(map(_size, model.buffers())) for model in models)
+    constants = tuple(every - own for every, own in zip(buffers, remap, strict=True))
     here = _pair(sum(map(_size, model.parameters())) for model in models)
     whole = _pair(path.stat().st_size for path in files)
     return [
         Bytes("table", tables, _pair(_size(model.get_parameter(TABLE)) for model in models)),
-        Bytes("remap", remaps, buffers),
-        Bytes("network", network, network),
+        Bytes("remap", remaps, remap),
+        Bytes("network", network, _pair(map(sum, zip(network, constants, strict=True)))),
         Bytes("optimizer", optimizer, (0, 0)),
         Bytes("whole", whole, _pair(one + other for one, other in zip(here, buffers, strict=True))),
     ]

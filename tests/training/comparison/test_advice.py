@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shlex
+import shutil
 import tomllib
 
 import numpy as np
@@ -11,10 +13,13 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurestore.cli import cli, run_command
 from featurestore.errors import SpecError, TrainingError
 from featurestore.hashing import slot
 from featurestore.layouts import mixed_dims, unified_narrow
 from featurestore.plans import Field
+from featurestore.reslot import reslot
+from featurestore.snapshot import latest, open_snapshot
 from featurestore.spec import Table, load_spec, parse_spec, shipped_specs
 from featurestore.store import FeatureStore
 from training.comparison.advice import (
@@ -183,6 +188,26 @@ def test_the_command_writes_a_spec_that_trains(tiny_store, tmp_path):
     hashed = {each["feature"]: each["hashed"] for each in said["features"]}
     assert apart[1].split(", ") == [name for name, values in hashed.items() if not values]
     assert apart[2] == " and ".join(f"{n:,} rare values of {name}" for name, n in hashed.items() if n)
+
+
+def test_what_it_says_to_try_next_can_be_tried(tiny_store, tmp_path, capsys):
+    """Also where the snapshot that it is about is not the newest any more."""
+    store = shutil.copytree(tiny_store, tmp_path / "a store")
+    about = latest(store)
+    reslot(store, spec=dataclasses.replace(load_spec("movielens"), table=Table(7, 2)))
+    output = tmp_path / "it's advised.toml"
+    words = ["--store", str(store), "--snapshot", about, "--budget", "0.5x", *ARGUMENTS]
+    told = CliRunner().invoke(command, [*words, "--weight-decay", "0.001", "--output", str(output)]).stdout
+    first, second = (shlex.split(line) for line in told.splitlines()[-2:])
+    assert first[:2] == ["slotstore", "reslot"]
+    run_command(cli, first[1:])
+    made = open_snapshot(store).manifest
+    assert (made.parent, made.load_spec()) == (about, load_spec(output))
+    assert second[:2] == ["slotstore", "train"]
+    assert second[second.index("--weight-decay") + 1] == "0.001"
+    capsys.readouterr()
+    run_command(cli, [*second[1:], "--no-tracking", "--json"])
+    assert json.loads(capsys.readouterr().out)["snapshot"] == made.id
 
 
 def test_where_advice_cannot_be_written_nothing_is_trained(tiny_store, tmp_path):
