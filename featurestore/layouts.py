@@ -251,8 +251,8 @@ def unified_narrow(
     values that share a row from pulling it the same way. They are hashes of the value's slots, so that
     nothing but slots has to be stored: `featurestore.signs`. Times ``code``, which is about as large as what
     a table starts with, they are a vector that nobody learns: by it the network tells values apart that share
-    rows. A spec whose table has a ``vector`` trains and serves this layout: `training.combiners`. Tables start
-    smaller there, and the code is as small. ``small`` needs the sizes of the vocabularies, and nothing else.
+    rows. ``small`` needs the sizes of the vocabularies, and nothing else of them. A spec whose table has a
+    ``vector`` trains and serves this layout, with a smaller start and code: `training.combiners`.
     Parameters: M width, and the sum of all k_f width D where the projections are learned.
     """
     if lookups * width > MOST:
