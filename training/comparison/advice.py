@@ -31,6 +31,10 @@ CANDIDATES = ("mixed_dim", STORABLE, "exact_lowdim")
 """The layouts that were best, or level with it, at some budget where all were compared; the oftener the
 earlier."""
 
+TIGHT = (STORABLE, "robe")
+"""The same where there is less than a float a value: hashing was best, and another way of it lay ahead or
+behind as the hashes fell."""
+
 TIE = 0.002
 """About the deviation of an AUC over seeds on 7,000 rows. What is no further behind counts as level."""
 
@@ -83,7 +87,8 @@ def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Tr
         floats: the budget, at least 1: the storable layout fits any.
         train: trains cells.
     """
-    first = train(_fitting(CANDIDATES, coded, setup, [floats]))
+    candidates = CANDIDATES if floats >= coded.values else TIGHT
+    first = train(_fitting(candidates, coded, setup, [floats]))
     stored = next(each for each in first if each.layout == STORABLE)
     others = other_sizes(floats, coded.values * setup.dim)
     line = [stored, *train(_fitting([STORABLE], coded, setup, others))]
@@ -93,7 +98,7 @@ def advise(spec: FeatureSpec, coded: Coded, setup: Setup, floats: int, train: Tr
     new = storable_spec(spec, stored, coded, setup)
     return Advice(
         budget=floats * FLOAT_BYTES,
-        best=_best(first, setup),
+        best=_best(first, setup, candidates),
         storable=stored,
         spec=new,
         curve=curve,
@@ -124,13 +129,13 @@ def _validated(results: Sequence[CellResult], setup: Setup) -> list[float]:
     return [each.validation[watched(setup.label)] for each in results]
 
 
-def _best(results: Sequence[CellResult], setup: Setup) -> CellResult:
+def _best(results: Sequence[CellResult], setup: Setup, candidates: Sequence[str]) -> CellResult:
     """Return the first candidate that validates best, or level with it: test rows choose nothing."""
     scores = _validated(results, setup)
     sign = 1 if setup.label.is_binary else -1
     top = max(sign * score for score in scores)
     level = [each for each, score in zip(results, scores, strict=True) if sign * score >= top - TIE]
-    return min(level, key=lambda each: CANDIDATES.index(each.layout))
+    return min(level, key=lambda each: candidates.index(each.layout))
 
 
 def floats_for(loss: float, coded: Coded, setup: Setup, train: Train) -> int:

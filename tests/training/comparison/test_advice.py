@@ -98,6 +98,18 @@ def test_the_best_is_chosen_and_what_is_level_with_it_by_order(coded):
         assert advice.best.layout == best
 
 
+def test_with_less_than_a_float_a_value_hashing_layouts_are_tried(coded):
+    spec, qualities = load_spec("movielens"), {"mixed_dim": 0.9, "robe": 0.85}
+    roomy, tight = (
+        advise(spec, coded, SETUP, floats, trained(qualities)) for floats in (coded.values, coded.values - 1)
+    )
+    assert (roomy.best.layout, tight.best.layout) == ("mixed_dim", "robe")
+    assert {each.layout for each in tight.trained} == {"robe", STORABLE}
+    assert tight.storable.layout == STORABLE
+    level = advise(spec, coded, SETUP, coded.values - 1, trained({"robe": 0.8, STORABLE: 0.799}))
+    assert level.best.layout == STORABLE
+
+
 def test_small_vocabularies_get_few_lookups(coded):
     advice = advise(load_spec("movielens"), coded, SETUP, coded.values, trained({}))
     assert advice.storable.layout == STORABLE
