@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.hashing import default_seed, hash_values, slots_of
+from featurestore.signs import signs_of
 
 Integers = npt.NDArray[Any]
 """int32 where hashes give the rows, int64 where codes do."""
@@ -48,14 +49,9 @@ class Field:
         """Return each value's rows in a table of so many, int32 (V_f, lookups)."""
         return slots_of(self.hashes(lookups), rows)
 
-    def signs(self, lookups: int, purpose: str = "/sign") -> Floats:
+    def signs(self, lookups: int) -> Floats:
         """Return -1 or 1 for each value and lookup, float32 (V_f, lookups), by hashes of their own."""
-        return signs_of(self.hashes(lookups, purpose))
-
-
-def signs_of(hashes: npt.NDArray[np.uint32]) -> Floats:
-    """Return -1 or 1 for each hash, by its last bit: float32 of the same shape."""
-    return (1 - 2 * (hashes & 1).astype(np.float32)).astype(np.float32)
+        return signs_of(self.hashes(lookups, "/sign"))
 
 
 class TooSmall(ValueError):

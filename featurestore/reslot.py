@@ -104,7 +104,9 @@ def reslot(
         StoreBusy: another process writes to the store, or has made another snapshot the newest.
     """
     if spec is not None and (num_slots is not None or lookups):
-        raise SpecError("re-slotting", ["a spec says all of the table: give it alone"])
+        raise SpecError(
+            "re-slotting", ["a spec says all of the table: give it, or --num-slots and --lookups"]
+        )
     started, store = time.perf_counter(), store.absolute()
     parent = open_snapshot(store, snapshot_id)
     old = parent.manifest.load_spec()

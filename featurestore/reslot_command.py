@@ -55,8 +55,6 @@ def command(
     would have made: same rows, same splits. Lookups are dropped from the last one on; further ones have the
     seeds that the feature's name gives. A failed or killed re-slotting leaves the store as it was.
     """
-    if spec is not None and (num_slots is not None or lookups):
-        raise click.UsageError("--spec says all of the table: give it, or --num-slots and --lookups")
     if spec is None and num_slots is None and not lookups:
         raise click.UsageError(
             "nothing to change: give --num-slots N, --lookups FEATURE=NUMBER or both, or --spec FILE"

@@ -22,6 +22,11 @@ STEP = 0x9E3779B9
 """Between the words of a value: 2^32 over the golden ratio."""
 
 
+def signs_of(hashes: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+    """Return -1 or 1 for each hash, by its last bit: float32 of the same shape."""
+    return (1 - 2 * (hashes & 1).astype(np.float32)).astype(np.float32)
+
+
 @functools.cache
 def multipliers(lookups: int) -> npt.NDArray[np.uint64]:
     """Return an odd number for each lookup, uint64 (k,): 2 h + 1, h the xxh64 of its number as text."""
@@ -52,8 +57,7 @@ def slot_signs(slots: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.float
     steps = np.arange(-(-count // WORD_BITS), dtype=np.uint32) * np.uint32(STEP)
     words = fmix32(hashes[..., None] + steps)
     bits = words[..., None] >> np.arange(WORD_BITS, dtype=np.uint32) & np.uint32(1)
-    flat = bits.reshape(*words.shape[:-1], -1)[..., :count]
-    return 1 - 2 * flat.astype(np.float32)
+    return signs_of(bits.reshape(*words.shape[:-1], -1)[..., :count])
 
 
 def fmix32(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -71,6 +75,6 @@ def projection_signs(inputs: int, dim: int) -> npt.NDArray[np.float32]:
     """
     places = pa.array([f"{place}/{column}" for place in range(inputs) for column in range(dim)])
     (hashes,) = hash_values(places, [default_seed("projection", 0)])
-    signs: npt.NDArray[np.float32] = 1 - 2 * (hashes & 1).astype(np.float32).reshape(inputs, dim)
+    signs = signs_of(hashes).reshape(inputs, dim)
     signs.flags.writeable = False
     return signs

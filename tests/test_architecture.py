@@ -15,8 +15,8 @@ LONGEST_FUNCTION = 50
 LAYERS = [
     {"errors", "hashing", "occupancy"},
     {"paths"},
-    {"cache", "section"},
-    {"plans", "signs", "spec"},
+    {"cache", "section", "signs"},
+    {"plans", "spec"},
     {"encode", "splits", "layouts"},
     {"digest"},
     {"manifest"},

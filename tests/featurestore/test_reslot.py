@@ -173,7 +173,7 @@ def test_where_slots_stay_their_shards_stay(tiny_store, synthetic_source, tmp_pa
 
 
 def test_a_spec_says_all_of_the_table(tiny_store):
-    with pytest.raises(SpecError, match="a spec says all of the table: give it alone"):
+    with pytest.raises(SpecError, match="a spec says all of the table: give it, or --num"):
         reslot(tiny_store, num_slots=5, spec=load_spec("movielens"))
 
 
@@ -422,8 +422,8 @@ def test_a_diff_says_that_the_size_changed_and_no_row(store):
         (["--num-slots", "2147483648"], 2, "--num-slots must be in 1..2147483647, got 2147483648"),
         (["--num-slots", "many"], 2, "'many' is not a valid integer"),
         ([], 2, "nothing to change: give --num-slots N, --lookups FEATURE=NUMBER or both, or --spec FILE"),
-        (["--spec", "paper", "--num-slots", "9"], 2, "--spec says all of the table: give it, or --num-slots"),
-        (["--spec", "paper", "--lookups", "zip=2"], 2, "--spec says all of the table: give it, or --num"),
+        (["--spec", "paper", "--num-slots", "9"], 2, "a spec says all of the table: give it, or --num-slots"),
+        (["--spec", "paper", "--lookups", "zip=2"], 2, "a spec says all of the table: give it, or --n"),
         (["--spec", "papers"], 2, "neither a shipped spec nor a readable file (did you mean 'paper'?)"),
         (["--lookups", "user=2"], 2, "no feature 'user' (did you mean 'user_id'?), the spec has user_id, "),
         (["--lookups", "xyz=2"], 2, "no feature 'xyz' (known: user_id, movie_id)"),

@@ -23,17 +23,15 @@ Train = Callable[[Sequence[Cell]], list[CellResult]]
 """Trains cells, or takes what is kept of them."""
 
 STORABLE = "unified_narrow:small=2"
-"""The layout whose slots a store can hold. With six lookups for every feature, half as many columns more on
-ml-100k, it was better by .0006 on the mean of five budgets there, less than one set of hashes differs from
-another; other lookups by feature were no better either."""
+"""The layout whose slots a store can hold. With six lookups for every feature ml-100k has half as many
+columns more, for differences that `slotstore compare` shows to be within the deviation over seeds."""
 
 CANDIDATES = ("mixed_dim", STORABLE, "exact_lowdim")
 """The layouts that were best, or level with it, at some budget where all were compared; the oftener the
 earlier."""
 
 TIGHT = (STORABLE, "robe")
-"""The same where there is less than a float a value: hashing was best, and another way of it lay ahead or
-behind as the hashes fell."""
+"""The same where there is less than a float a value: there hashing was best, in one way or another."""
 
 TIE = 0.002
 """About the deviation of an AUC over seeds on 7,000 rows. What is no further behind counts as level."""
@@ -52,8 +50,8 @@ class Advice:
     """What to do with so many bytes.
 
     best: the candidate that validates best. storable: the one whose slots a store can hold, and ``spec`` the
-    spec for it. curve: of ``storable``'s layout, None where too few sizes
-    work. trained: all that was trained for it. outlooks: what each feature is to expect.
+    spec for it. curve: of ``storable``'s layout, None where too few sizes work. trained: all that was
+    trained for it. outlooks: what each feature is to expect.
     """
 
     budget: int

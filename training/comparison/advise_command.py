@@ -63,8 +63,8 @@ def command(
     """Advise on the embedding table for a budget: which layout, how many lookups, what more bytes would buy.
 
     A few candidates are trained once each, in the set-up of `slotstore compare`, and compared on validation
-    rows. What is trained is kept with the cells of comparisons, and taken from there. The best layout whose
-    slots a store can hold, one table of narrow rows, becomes a spec, which needs no other ingestion.
+    rows. What is trained is kept with the cells of comparisons, and taken from there. The one whose slots
+    a store can hold, a table of narrow rows, becomes a spec, which needs no other ingestion.
     """
     if (budget is None) == (target_loss is None):
         raise SpecError("advise", ["give either --budget or --target-loss"])
