@@ -47,6 +47,8 @@ MAX_LOOKUPS = 64
 LAST_SECOND = 4_102_444_800
 """2100-01-01 in unix seconds: a later boundary is one in milliseconds."""
 MAX_DIM = 65_536
+MAX_PROJECTION = 1 << 22
+"""Signs of the projection that makes a vector: each is a hash of its place, once a model is built."""
 MAX_LAST = 1_000_000
 MAX_LABEL = 1_000_000
 
@@ -215,6 +217,8 @@ class FeatureSpec:
             raise SpecError("re-slotting", problems)
         table = self.table if num_slots is None else dataclasses.replace(self.table, num_slots=num_slots)
         features = tuple(one.with_lookups(asked.get(one.name, len(one.seeds))) for one in self.features)
+        if problems := _projections(table, features):
+            raise SpecError("re-slotting", problems)
         return dataclasses.replace(self, table=table, features=features)
 
     def fit(self, columns: Iterable[str]) -> tuple[Self, list[str]]:
@@ -286,7 +290,7 @@ def parse_spec(data: Mapping[str, Any], name: str, where: str) -> FeatureSpec:
         label=_label(whole.section("label")),
         split=_split(whole.section("split")),
     )
-    problems = whole.problems + _clashes(spec.features)
+    problems = whole.problems + _clashes(spec.features) + _projections(spec.table, spec.features)
     if problems:
         raise SpecError(where, problems)
     return spec
@@ -296,6 +300,17 @@ def _table(section: Section) -> Table:
     section.only("num_slots", "dim", "vector")
     vector = section.integer("vector", 1, MAX_DIM) if section.data.get("vector") is not None else None
     return Table(section.integer("num_slots", 1, MAX_SLOTS), section.integer("dim", 1, MAX_DIM), vector)
+
+
+def _projections(table: Table, features: Sequence[Feature]) -> list[str]:
+    """Return what of a vector cannot be: its rows are meant to be narrow."""
+    lookups = max((len(feature.seeds) for feature in features), default=0)
+    signs = lookups * table.dim * (table.vector or 0)
+    said = (
+        f"table.vector makes {table.vector} floats of {lookups} lookups of {table.dim}: a projection of {signs} "
+        f"signs, expected at most {MAX_PROJECTION}: take a smaller dim, as 1, or a smaller vector"
+    )
+    return [said] if signs > MAX_PROJECTION else []
 
 
 def _feature(section: Section) -> Feature:

@@ -171,6 +171,17 @@ def test_a_vector_that_cannot_be(vector):
     ]
 
 
+def test_a_projection_that_is_too_large():
+    table = {"num_slots": 9, "dim": 64, "vector": 65_536}
+    (said,) = problems(minimal(table=table, features=[{"name": "user_id", "lookups": 2}]))
+    assert said.startswith(
+        "table.vector makes 65536 floats of 2 lookups of 64: a projection of 8388608 signs, "
+    )
+    spec = parse_spec(minimal(table=table), "x", "x")
+    with pytest.raises(SpecError, match="of 2 lookups of 64"):
+        spec.resized(lookups={"user_id": 2})
+
+
 def test_the_spec_of_a_snapshot_is_read_from_its_manifest(tmp_path):
     path, spec = tmp_path / "manifest.json", load_spec("paper")
     path.write_text(json.dumps({"id": "x", "spec": spec.to_dict()}))
