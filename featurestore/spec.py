@@ -307,8 +307,8 @@ def _projections(table: Table, features: Sequence[Feature]) -> list[str]:
     lookups = max((len(feature.seeds) for feature in features), default=0)
     signs = lookups * table.dim * (table.vector or 0)
     said = (
-        f"table.vector makes {table.vector} floats of {lookups} lookups of {table.dim}: a projection of {signs} "
-        f"signs, expected at most {MAX_PROJECTION}: take a smaller dim, as 1, or a smaller vector"
+        f"table.vector makes {table.vector} floats of {lookups} lookups of {table.dim}: a projection of "
+        f"{signs} signs, expected at most {MAX_PROJECTION}: take a smaller dim, as 1, or a smaller vector"
     )
     return [said] if signs > MAX_PROJECTION else []
 
